@@ -1,0 +1,60 @@
+"""functional_loop: training as a pure function of one frozen record, ``train: Context -> Context``."""
+
+from .context import Context, boundary
+from .data import Batch, BatchSource, as_batch, batches
+from .errors import CheckpointError, FunctionalLoopError, StateDictError, context_of
+from .evaluation import predict, validate
+from .export import to_module, to_optimizer
+from .loop import Loop, init
+from .measures import Measure, measure
+from .optimizers import Optimizer, optimizer
+from .record import evolve, record, static, tree_equal, tree_map
+from .rng import fold_in, seeded
+from .stages import STAGES, Callback, Hook, compose, every, when
+from .state import digest, fingerprint, load_state_dict, state_dict
+from .training import iterate, train, train_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "STAGES",
+    "Batch",
+    "BatchSource",
+    "Callback",
+    "CheckpointError",
+    "Context",
+    "FunctionalLoopError",
+    "Hook",
+    "Loop",
+    "Measure",
+    "Optimizer",
+    "StateDictError",
+    "as_batch",
+    "batches",
+    "boundary",
+    "compose",
+    "context_of",
+    "digest",
+    "every",
+    "evolve",
+    "fingerprint",
+    "fold_in",
+    "init",
+    "iterate",
+    "load_state_dict",
+    "measure",
+    "optimizer",
+    "predict",
+    "record",
+    "seeded",
+    "state_dict",
+    "static",
+    "to_module",
+    "to_optimizer",
+    "train",
+    "train_step",
+    "tree_equal",
+    "tree_map",
+    "validate",
+    "when",
+]

@@ -1,0 +1,143 @@
+"""One batch, and the sources that make every batch a function of (seed, epoch, step)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optree
+import torch
+
+from .record import evolve, record, tree_map
+
+
+@record
+class Batch:
+    """The rows that one step works on.
+
+    Args:
+        x: input of the network: a tensor, or a tuple or dict of tensors.
+        y: target of the loss, of the same kinds; ``()`` where there is none.
+        index: row numbers of the batch in its dataset, an int64 tensor; ``()`` where rows have no numbers.
+
+    >>> Batch(x=torch.zeros(2, 3), y=torch.tensor([0, 1])).y
+    tensor([0, 1])
+    """
+
+    x: Any
+    y: Any = ()
+    index: Any = ()
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory. A ``DataLoader`` calls this for batches that it does not know."""
+        return tree_map(lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf, self)  # type: ignore[no-any-return]
+
+
+def copied(batch: Batch) -> Batch:
+    """The batch with copies of its tensors, which may be written to."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, batch)  # type: ignore[no-any-return]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on ``device``; the same object where they are there already.
+
+    >>> batch = Batch(x=torch.zeros(2, 3))
+    >>> to_device(batch, torch.device("cpu")) is batch
+    True
+    """
+    parts = (batch.x, batch.y, batch.index)
+    if all(leaf.device == device for leaf in optree.tree_leaves(parts) if isinstance(leaf, torch.Tensor)):  # type: ignore[arg-type]
+        return batch
+    # A copy to the host that does not block could be read before it has arrived.
+    non_blocking = device.type != "cpu"
+
+    def move(leaf: Any) -> Any:
+        return leaf.to(device, non_blocking=non_blocking) if isinstance(leaf, torch.Tensor) else leaf
+
+    return Batch(*tree_map(move, parts))
+
+
+_HOW_TO_CONVERT = (
+    "pass to_batch=, a function that makes a fl.Batch of it, such as "
+    'to_batch=lambda item: fl.Batch(x=item["image"], y=item["label"])'
+)
+
+
+def as_batch(item: Any) -> Batch:
+    """What a loader or a collate function gave, as a `Batch`.
+
+    A `Batch` stays as it is; a tensor, or a tuple or list of one element, is ``x``; a pair is ``x, y``; a mapping with
+    the keys ``"x"`` and ``"y"``, and ``"index"`` if wanted, is what its keys say.
+
+    Raises:
+        TypeError: ``item`` is something else; the message says what to do.
+
+    >>> as_batch([torch.zeros(2, 3), torch.ones(2)]).y
+    tensor([1., 1.])
+    """
+    match item:
+        case Batch():
+            return item
+        case torch.Tensor() | [_]:
+            made = Batch(item if isinstance(item, torch.Tensor) else item[0])
+        case [x, y]:
+            made = Batch(x, y)
+        case Mapping() if {"x", "y"} <= item.keys() <= {"x", "y", "index"}:
+            made = Batch(**item)
+        case Mapping():
+            raise TypeError(f"a batch is a dict with the keys {list(item)}, not x and y; {_HOW_TO_CONVERT}")
+        case tuple() | list():
+            raise TypeError(f"a batch has {len(item)} parts, not x and y; {_HOW_TO_CONVERT}")
+        case _:
+            raise TypeError(f"a batch is of type {type(item).__name__}; {_HOW_TO_CONVERT}")
+    return evolve(made, x=_tensors("x", made.x), y=_tensors("y", made.y))
+
+
+def _tensors(name: str, value: Any) -> Any:
+    match value:
+        case torch.Tensor() | tuple() | dict():
+            return value
+        case list():
+            return tuple(value)
+        case Mapping():
+            return dict(value)
+    raise TypeError(f"{name} of a batch is of type {type(value).__name__}, not tensors; {_HOW_TO_CONVERT}")
+
+
+class BatchSource(ABC):
+    """Where the batches of a run come from: each is a function of (seed, epoch, step) alone.
+
+    Sources are values: fetching changes nothing, and any number of runs can share one. `batches` makes them.
+
+    Attributes:
+        length: batches per epoch, ``None`` if that is unknown; ``len(source)`` is the same, or a ``TypeError``.
+    """
+
+    @property
+    @abstractmethod
+    def length(self) -> int | None: ...
+
+    @abstractmethod
+    def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
+        """Batches ``start + 1``, ``start + 2``, … of ``epoch``, each with the state of the source after it.
+
+        Args:
+            seed: the seed of the run.
+            epoch: 1, 2, …
+            start: how many batches of this epoch have been consumed already.
+            state: the state after the last batch consumed, in this epoch or the one before; ``()`` at the start of a
+                run, and always for sources that keep none.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a saved run to continue on this source: plain values only."""
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("the number of batches per epoch is unknown")
+        return self.length
+
+    def __bool__(self) -> bool:
+        return True

@@ -1,0 +1,164 @@
+"""A `torch.optim` instance made pure: it is lent copies of parameters and state, steps, and gives them back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Tensors: TypeAlias = dict[str, Tensor]
+State: TypeAlias = dict[str, Any]
+Closure: TypeAlias = Callable[[Tensors], tuple[Tensor, Tensors]]
+
+
+class Borrowed:
+    """The update of any optimizer class as a pure function, by means of one private instance.
+
+    The instance keeps no tensor between two updates.
+
+    Args:
+        instance: the private optimizer; its groups hold the parameters of ``groups`` in that order.
+        groups: names of the parameters of every group.
+        needs_closure: the step moves all parameters, and evaluates the network itself.
+    """
+
+    def __init__(
+        self, instance: torch.optim.Optimizer, groups: Sequence[Sequence[str]], needs_closure: bool
+    ) -> None:
+        self._instance = instance
+        self._groups = groups
+        self._needs_closure = needs_closure
+        self._defaults = [
+            {key: value for key, value in group.items() if key != "params"} for group in instance.param_groups
+        ]
+        self._release()
+
+    def __call__(
+        self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
+    ) -> tuple[Tensors, State]:
+        try:
+            copies = self._lend(grads, state, params)
+            if self._needs_closure:
+                self._step_with(closure, params, copies)
+            else:
+                set_gradients(copies, grads)
+                self._instance.step()
+            return self._take_back(state, params, copies)
+        finally:
+            self._release()
+
+    def _lend(self, grads: Tensors, state: State, params: Tensors) -> Tensors:
+        """Fill the instance with copies of the parameters that the step may move, by name, and of their state."""
+        copies = {
+            name: params[name].detach().clone().requires_grad_()
+            for names in self._groups
+            for name in names
+            if self._needs_closure or name in grads
+        }
+        members = [[copies[name] for name in names if name in copies] for names in self._groups]
+        for group, own, default in zip(self._instance.param_groups, members, self._defaults, strict=True):
+            # In place: LBFGS holds a second reference to the list.
+            group["params"][:] = own
+            group.update(default)
+        fill(self._instance, state, copies)
+        return copies
+
+    def _step_with(self, closure: Closure | None, params: Tensors, copies: Tensors) -> None:
+        if closure is None:
+            name = type(self._instance).__name__
+            raise TypeError(f"{name} evaluates the network itself: update(grads, state, params, closure)")
+
+        def evaluate() -> Tensor:
+            # Copies again, because the step goes on to write to its own ones.
+            here = params | {name: copy.detach().clone() for name, copy in copies.items()}
+            loss, grads = closure(here)
+            set_gradients(copies, grads)
+            return loss
+
+        self._instance.step(evaluate)  # type: ignore[arg-type]
+
+    def _take_back(self, state: State, params: Tensors, copies: Tensors) -> tuple[Tensors, State]:
+        slots = dict(state["slots"])
+        for name, copy in copies.items():
+            if copy in self._instance.state:
+                slots[name] = dict(self._instance.state[copy])
+            copy.grad = None
+            copy.requires_grad_(False)
+        groups = [numbers_of(group) for group in self._instance.param_groups]
+        return params | copies, {"groups": groups, "slots": slots}
+
+    def _release(self) -> None:
+        self._instance.state = defaultdict(dict)
+        for group in self._instance.param_groups:
+            group["params"].clear()
+
+
+def set_gradients(params: Tensors, grads: Tensors) -> None:
+    """Give every parameter its own copy of its gradient (some kernels write to gradients), or none.
+
+    Raises:
+        ValueError: a gradient is not of the shape, dtype or device of its parameter.
+    """
+    for name, param in params.items():
+        grad = grads.get(name)
+        if grad is None:
+            param.grad = None
+            continue
+        for what in ("shape", "dtype", "device"):
+            if getattr(grad, what) != getattr(param, what):
+                raise ValueError(
+                    f"the gradient of {name!r} has {what} {getattr(grad, what)}, "
+                    f"but the parameter {getattr(param, what)}"
+                )
+        param.grad = grad.detach().clone() if grad.is_sparse else like(param, grad)
+
+
+def like(param: Tensor, grad: Tensor) -> Tensor:
+    """A copy of ``grad`` with the strides of ``param``, as `Tensor.backward` makes them: fused kernels ignore strides."""
+    return torch.empty_like(param, requires_grad=False).copy_(grad.detach())
+
+
+def fill(instance: torch.optim.Optimizer, state: State, params: Tensors) -> None:
+    """Put copies of hyperparameters and slots of ``state`` into ``instance``, which holds ``params``."""
+    for group, values in zip(instance.param_groups, state["groups"], strict=True):
+        for key, value in values.items():
+            value = copied(value)
+            group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+    for name, param in params.items():
+        if name in state["slots"]:
+            instance.state[param] = copied(state["slots"][name])
+
+
+def numbers_of(group: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a group that are numbers, tensors, or lists of them; the others are flags."""
+    return {key: plain(value) for key, value in group.items() if key != "params" and is_number(value)}
+
+
+def is_number(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(map(is_number, value))
+    return isinstance(value, (Real, Tensor)) and not isinstance(value, bool)
+
+
+def plain(value: Any) -> Any:
+    """``value`` with builtin numbers, lists for tuples, and copies for tensors."""
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def copied(value: Any) -> Any:
+    """A copy of nested containers and the tensors in them."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copied(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(each) for each in value)
+    return value

@@ -1,0 +1,137 @@
+"""The Context: everything that changes while training, as one frozen value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .record import did_you_mean, evolve, record, static
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+
+@record
+class Context:
+    """The state of training: a frozen record and a pytree, whose tensors nobody writes to.
+
+    `init` makes one, the functions of the loop and the stage hooks take one and return the next. Between stages it
+    holds durable fields only, and is a legal checkpoint. Fields that have no value yet are ``()``.
+
+    >>> import torch, functional_loop as fl
+    >>> x = torch.arange(8.0).unsqueeze(1)
+    >>> loop = fl.Loop(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.01),
+    ...                train=fl.batches(x, 2 * x, batch_size=4), epochs=1)
+    >>> start = fl.init(loop, seed=0)
+    >>> ctx = fl.train(start, steps=1)
+    >>> ctx
+    Context(epoch=1, step=1, global_step=1, stage='batch_end', seed=0)
+    >>> start.step
+    0
+    """
+
+    loop: Loop = static(repr=False)
+    """What does not change: network, loss, optimizer, data, measures, callbacks."""
+    params: dict[str, Tensor]
+    """Parameters by the names of ``network.named_parameters()``."""
+    buffers: dict[str, Tensor]
+    """Buffers by the names of ``network.named_buffers()``."""
+    optimizer_state: dict[str, Any]
+    """``{"groups": [hyperparameters of a group, ...], "slots": {parameter name: state}}``."""
+    callbacks: dict[str, Any]
+    """State of every callback by its id; ``()`` if it keeps none."""
+    seed: int
+    epoch: int = 0
+    """0 in ``begin``, then 1, 2, ..."""
+    step: int = 0
+    """Training batches of this epoch: 1, 2, ... in the batch stages."""
+    step_valid: int = 0
+    """Validation batches of this epoch; 0 outside validation."""
+    global_step: int = 0
+    """Training batches of the run."""
+    stage: str = ""
+    """The last stage completed."""
+    terminate: bool = False
+    """Training ends before the next epoch."""
+    trainable: tuple[str, ...] = ()
+    """Names of the parameters that are updated."""
+    last_loss: Tensor | tuple[()] = ()
+    """Loss of the last training batch, a scalar tensor."""
+    last_scores_train: dict[str, float] | tuple[()] = ()
+    """Scores by measure id; ``()`` in an epoch that does not evaluate."""
+    last_scores_valid: dict[str, float] | tuple[()] = ()
+    """Scores by measure id; ``()`` in an epoch that does not evaluate."""
+    measures: dict[str, Any] = ()  # type: ignore[assignment]
+    """Running accumulators of the measures, under ``train`` and ``valid``."""
+    accumulated: dict[str, Tensor] | tuple[()] = ()
+    """Gradient sums of an open accumulation window."""
+    data: Any = ()
+    """State of a training loader that has a state of its own."""
+    batch: Any = ()
+    """The `Batch` at hand; ``()`` outside the batch stages, like the following two."""
+    y_hats: Any = ()
+    """What the network returned: a tensor, a tuple or a dict of tensors, detached."""
+    grads: dict[str, Tensor] | tuple[()] = ()
+    """Gradients by parameter name; a parameter that the loss does not depend on has none."""
+
+    @property
+    def y_hat(self) -> Any:
+        """The first output of the network."""
+        return first_output(self.y_hats)
+
+    def with_callback_state(self, id: str, state: Any) -> Context:  # noqa: A002
+        """A copy in which the callback ``id`` has another state.
+
+        Raises:
+            KeyError: the loop has no callback of that id.
+        """
+        if id not in self.callbacks:
+            raise KeyError(f"no callback {id!r} in this loop{did_you_mean(id, self.callbacks)}")
+        return evolve(self, callbacks={**self.callbacks, id: state})
+
+    def with_hyperparameters(self, group: int | None = None, **values: Any) -> Context:
+        """A copy in which the optimizer has other hyperparameters, in one parameter group or in all.
+
+        Raises:
+            IndexError: there is no such group.
+            KeyError: the optimizer has no such hyperparameter.
+
+        >>> from functional_loop.examples.digits import loop
+        >>> import functional_loop as fl
+        >>> ctx = fl.init(loop(), seed=0)
+        >>> ctx.with_hyperparameters(lr=0.5).optimizer_state["groups"][0]["lr"]
+        0.5
+        """
+        groups = list(self.optimizer_state["groups"])
+        for i in range(len(groups)) if group is None else [group]:
+            for name in values:
+                if name not in groups[i]:
+                    raise KeyError(f"no hyperparameter {name!r} in group {i}{did_you_mean(name, groups[i])}")
+            groups[i] = {**groups[i], **values}
+        return evolve(self, optimizer_state={**self.optimizer_state, "groups": groups})
+
+    def __repr__(self) -> str:
+        place = {name: getattr(self, name) for name in ("epoch", "step", "global_step", "stage", "seed")}
+        place |= {"terminate": True} if self.terminate else {}
+        return f"Context({', '.join(f'{name}={value!r}' for name, value in place.items())})"
+
+
+STEP_SCOPED = ("batch", "y_hats", "grads")
+"""Fields that have a value inside a batch only, and are never saved."""
+
+
+def boundary(ctx: Context, stage: str) -> Context:
+    """The context after ``stage``: what the next stage starts from, and a legal checkpoint.
+
+    The loop calls it when the last hook of a stage has run; so does a hook that is known to be the last of its stage
+    and saves what it was given.
+    """
+    return evolve(ctx, stage=stage, batch=(), y_hats=(), grads=())
+
+
+def first_output(y_hats: Any) -> Any:
+    """The first of several outputs of a network, or the only one."""
+    if isinstance(y_hats, dict):
+        return next(iter(y_hats.values()))
+    return y_hats[0] if isinstance(y_hats, (tuple, list)) and y_hats else y_hats

@@ -1,0 +1,138 @@
+"""Batches of a map-style dataset: made in this process or by workers, with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from .batch import Batch, as_batch, copied
+from .indexed import IndexedSource, checked_order
+from .record import evolve
+from .rng import fold_in, seeded
+
+Key = tuple[list[int], int]
+
+
+@attrs.frozen(eq=False)
+class BatchMaker(Dataset[Batch]):
+    """Makes the batch of a key: its row numbers, and the seed under which they are fetched and collated.
+
+    The seed travels with the row numbers, so that it doesn't matter which process makes the batch.
+    """
+
+    dataset: Any
+    collate_fn: Callable[[list[Any]], Any] | None
+    to_batch: Callable[[Any], Any] | None
+
+    def __getitem__(self, key: Key) -> Batch:
+        rows, seed = key
+        with _one_thread(), seeded(seed):
+            batch = self._collate(self._fetch(rows))
+        if isinstance(batch.index, torch.Tensor):
+            return batch
+        return evolve(batch, index=torch.tensor(rows, dtype=torch.int64, device="cpu"))
+
+    def _fetch(self, rows: list[int]) -> list[Any]:
+        fetch_many = getattr(self.dataset, "__getitems__", None)
+        return fetch_many(rows) if fetch_many else [self.dataset[row] for row in rows]
+
+    def _collate(self, rows: list[Any]) -> Batch:
+        item = (self.collate_fn or default_collate)(rows)
+        batch = as_batch(self.to_batch(item) if self.to_batch else item)
+        # Only the default is known to copy; a network may write to its input, but never to the dataset.
+        return batch if self.collate_fn is None else copied(batch)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread, as in a worker: the sums of several threads are rounded in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@attrs.frozen(eq=False)
+class DatasetSource(IndexedSource):
+    """The rows of a map-style dataset; ``workers`` are the arguments of `DataLoader` about processes."""
+
+    _make: BatchMaker = attrs.field(repr=False)
+    pin_memory: bool
+    workers: dict[str, Any]
+
+    def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
+        if start >= self.length:
+            return
+        made = self._made_by_workers if self.workers["num_workers"] else self._made_here
+        for batch in made(self._keys(seed, epoch, start)):
+            yield batch, ()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "dataset", **super().fingerprint()}
+
+    def _keys(self, seed: int, epoch: int, start: int) -> Iterator[Key]:
+        for step, index in enumerate(self._indices(seed, epoch, start), start + 1):
+            yield index.tolist(), fold_in(seed, "augmentation", (epoch - 1) * self.length + step)
+
+    def _made_here(self, keys: Iterator[Key]) -> Iterator[Batch]:
+        batches = map(self._make.__getitem__, keys)
+        return map(Batch.pin_memory, batches) if self._pins else batches
+
+    def _made_by_workers(self, keys: Iterator[Key]) -> Iterator[Batch]:
+        return iter(
+            DataLoader(
+                self._make,
+                batch_size=None,
+                sampler=keys,
+                pin_memory=self._pins,
+                generator=torch.Generator(),  # or it would draw the workers' seeds from the global one
+                **self.workers,
+            )
+        )
+
+    @property
+    def _pins(self) -> bool:
+        return self.pin_memory and torch.accelerator.is_available()
+
+
+def from_dataset(
+    dataset: Any,
+    *,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    sampler: Any = None,
+    weights: Any = None,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    to_batch: Callable[[Any], Any] | None = None,
+    pin_memory: bool = False,
+    prefetch_factor: int | None = None,
+    multiprocessing_context: Any = None,
+    timeout: float = 0,
+) -> DatasetSource:
+    """Batches of a map-style dataset; see ``batches``."""
+    order = checked_order(len(dataset), batch_size, shuffle, drop_last, sampler, weights)
+    for name, function in [("collate_fn", collate_fn), ("to_batch", to_batch)]:
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, not {function!r}")
+    if type(num_workers) is not int or num_workers < 0:
+        raise ValueError(f"num_workers must be an int of at least 0, not {num_workers!r}")
+    workers = {
+        "num_workers": num_workers,
+        "prefetch_factor": prefetch_factor,
+        "multiprocessing_context": multiprocessing_context,
+        "timeout": timeout,
+    }
+    if not num_workers:
+        for name, value in workers.items():
+            if value:
+                raise ValueError(f"{name}={value!r} is for workers, but num_workers is 0")
+    return DatasetSource(order, batch_size, drop_last, BatchMaker(dataset, collate_fn, to_batch), pin_memory, workers)

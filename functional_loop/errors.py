@@ -1,0 +1,50 @@
+"""Errors of functional_loop, and the context that an error carries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .context import Context
+
+_ATTRIBUTE = "_functional_loop_context"
+
+
+class FunctionalLoopError(Exception):
+    """Base of the errors that only functional_loop raises.
+
+    Wrong arguments stay ordinary ``TypeError`` and ``ValueError``; errors of a hook or of the network keep their
+    own type.
+    """
+
+
+class StateDictError(FunctionalLoopError, ValueError):
+    """A state dict does not belong to the loop that it is loaded into.
+
+    ``differences`` lists every path that differs, with the saved and the expected value.
+    """
+
+    def __init__(self, message: str, differences: tuple[str, ...] | list[str] = ()) -> None:
+        self.differences = tuple(differences)
+        super().__init__("\n".join([message, *(f"  - {line}" for line in self.differences)]))
+
+
+class CheckpointError(FunctionalLoopError):
+    """A checkpoint file is damaged or foreign, or saving would harm something already saved."""
+
+
+def attach_context(error: BaseException, ctx: Context) -> None:
+    """Let ``error`` carry ``ctx``; an error that carries one already keeps it."""
+    if context_of(error) is None:
+        setattr(error, _ATTRIBUTE, ctx)
+
+
+def context_of(error: BaseException) -> Context | None:
+    """The last boundary context before ``error``, or ``None`` if it was not raised while training.
+
+    Training can be continued from it, or it can be saved: it is a legal checkpoint.
+
+    >>> context_of(ValueError("raised somewhere else")) is None
+    True
+    """
+    return getattr(error, _ATTRIBUTE, None)

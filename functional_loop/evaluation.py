@@ -1,0 +1,72 @@
+"""Scores and predictions of a trained, or half-trained, context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import measures
+from .context import Context, first_output
+from .data import BatchSource, batches, to_device
+from .record import evolve, tree_map
+from .training import evaluate
+
+
+def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float]:
+    """Scores of ``measures_valid`` by id, on ``source`` or on the loop's own validation data; no hooks run.
+
+    Raises:
+        ValueError: there is neither a source nor validation data, or the loop has no ``measures_valid``.
+
+    >>> from functional_loop.examples.digits import loop
+    >>> import functional_loop as fl
+    >>> sorted(fl.validate(fl.init(loop())))
+    ['accuracy', 'cross_entropy']
+    """
+    source = source if source is not None else ctx.loop.valid
+    if source is None:
+        raise ValueError("validate: the loop has no validation data; give a source: validate(ctx, batches(x, y))")
+    if not ctx.loop.measures_valid:
+        raise ValueError("validate: the loop has no measures_valid, so there is nothing to score")
+    running = measures.start(ctx.loop.measures_valid)
+    for y_hats, batch in _outputs(ctx, source):
+        running = measures.accumulate(ctx.loop.measures_valid, running, first_output(y_hats), batch.y)
+    return measures.scores(ctx.loop.measures_valid, running)
+
+
+def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
+    """Outputs of the network in evaluation mode, in the order of the rows.
+
+    Args:
+        ctx: any context.
+        x: a tensor, tuple or dict of tensors with the rows along the first axis, or a source that does not shuffle.
+        batch_size: rows at a time; all at once by default. Ignored for a source.
+
+    Returns:
+        What the network returns (a tensor, tuple or dict), for all rows.
+
+    >>> from functional_loop.examples.digits import loop
+    >>> import torch, functional_loop as fl
+    >>> fl.predict(fl.init(loop()), torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 10])
+    """
+    source = x if isinstance(x, BatchSource) else batches(x, batch_size=batch_size or _rows(x))
+    parts = [{"y_hat": y_hats, "y": ()} for y_hats, _ in _outputs(ctx, source)]
+    return measures.concatenate(parts)["y_hat"]
+
+
+def _rows(x: Any) -> int:
+    first = first_output(x)
+    if not hasattr(first, "shape") or not first.shape:
+        raise TypeError(f"predict takes a tensor, tuple or dict of tensors with rows, or batches(...), not {x!r}")
+    return int(first.shape[0])
+
+
+def _outputs(ctx: Context, source: BatchSource) -> Any:
+    step = ctx.loop.borrow_step()
+    try:
+        for position, (batch, _) in enumerate(source.fetch(ctx.seed, max(ctx.epoch, 1), 0, ()), 1):
+            batch = to_device(batch, ctx.loop.device)  # noqa: PLW2901
+            at = evolve(ctx, step_valid=position)
+            yield evaluate(step, at, batch.x, probe=position == 1), batch
+    finally:
+        ctx.loop.return_step(step)

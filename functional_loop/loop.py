@@ -1,0 +1,244 @@
+"""The Loop: everything that does not change while training; and the first context of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from .context import Context
+from .data import BatchSource
+from .measures import Measure
+from .network import check_network
+from .optimizers import Optimizer
+from .plain import check_plain
+from .record import evolve
+from .rng import fold_in, seeded
+from .stages import STAGES, Callback, Hook
+from .step import Step
+
+
+class AsCallback(Protocol):
+    """Anything that can be made a `Callback`: the one door through which other kinds of callbacks enter a loop."""
+
+    def as_callback(self) -> Callback: ...
+
+
+def _sequence(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, dict)) else value
+
+
+def _as_callbacks(callbacks: Any) -> Any:
+    callbacks = _sequence(callbacks)
+    if not isinstance(callbacks, tuple):
+        raise TypeError(f"Loop: callbacks is a list of callbacks, not {callbacks!r}")
+    for callback in callbacks:
+        if isinstance(callback, type) or not callable(getattr(callback, "as_callback", None)):
+            raise TypeError(f"Loop: not a callback: {callback!r}; it needs a method as_callback()")
+    return tuple(callback.as_callback() for callback in callbacks)
+
+
+def _as_device(device: Any) -> torch.device:
+    try:
+        made = torch.device(device)
+        torch.empty(0, device=made)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"Loop: there is no device {device!r} on this machine ({str(error).splitlines()[0]})") from None
+    return made
+
+
+@attrs.frozen(eq=False)
+class Loop:
+    """What to train, on what, and how: the static half of a run.
+
+    Args:
+        network: any ``nn.Module``, whose values when `init` is called are the start and which is never written to; or a
+            function of no arguments that makes one, called under the seed, so that seeds differ in initialisation too.
+        loss: a function ``(y_hats, y) -> scalar tensor``; ``y_hats`` is what the network returns.
+        optimizer: see `optimizer`.
+        train: training data, see `batches`.
+        valid: validation data, or ``None``.
+        epochs: how many epochs to train.
+        measures_train, measures_valid: see `measure`; training scores are those of the predictions made while training.
+        eval_freq: scores are made in every ``eval_freq``-th epoch and in the last.
+        callbacks: a list of `Callback`, or of anything with a method ``as_callback()``.
+        device: where parameters live and batches are moved to.
+        accumulate: batches per update; an open window is closed at the end of an epoch. The optimizer gets the mean of
+            the gradients of its window.
+        autocast: ``torch.bfloat16`` for mixed precision, or ``None``.
+        compile: not there yet.
+
+    Raises:
+        TypeError, ValueError: an argument that can't work, by name.
+
+    >>> import functional_loop as fl
+    >>> x = torch.randn(64, 20)
+    >>> loop = fl.Loop(
+    ...     network=nn.Linear(20, 2),
+    ...     loss=nn.functional.cross_entropy,
+    ...     optimizer=fl.optimizer(torch.optim.AdamW, lr=1e-3),
+    ...     train=fl.batches(x, (x.sum(1) > 0).long(), batch_size=32, shuffle=True),
+    ...     epochs=2,
+    ... )
+    >>> ctx = fl.train(fl.init(loop, seed=0))
+    >>> ctx.epoch, ctx.global_step, ctx.stage
+    (2, 4, 'end')
+    """
+
+    network: nn.Module | Callable[[], nn.Module] = attrs.field(repr=False)
+    loss: Callable[[Any, Any], Tensor]
+    optimizer: Optimizer
+    train: BatchSource
+    valid: BatchSource | None = None
+    epochs: int = attrs.field(kw_only=True)
+    measures_train: Sequence[Measure] = attrs.field(default=(), converter=_sequence, kw_only=True)
+    measures_valid: Sequence[Measure] = attrs.field(default=(), converter=_sequence, kw_only=True)
+    eval_freq: int = attrs.field(default=1, kw_only=True)
+    callbacks: Sequence[Callback | AsCallback] = attrs.field(default=(), converter=_as_callbacks, kw_only=True)
+    device: torch.device = attrs.field(default="cpu", converter=_as_device, kw_only=True)
+    accumulate: int = attrs.field(default=1, kw_only=True)
+    autocast: torch.dtype | None = attrs.field(default=None, kw_only=True)
+    compile: bool = attrs.field(default=False, kw_only=True)
+
+    hooks: dict[str, tuple[tuple[str, Hook], ...]] = attrs.field(init=False, repr=False)
+    """By stage: callback ids and hooks, in the order in which they run."""
+    _modules: list[nn.Module] = attrs.field(init=False, factory=list, repr=False)
+    _steps: list[Step] = attrs.field(init=False, factory=list, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._check_types()
+        self._check_values()
+        ordered = sorted((c.as_callback() for c in self.callbacks), key=lambda c: c.weight)
+        hooks = {s: tuple((c.id, c.hooks[s]) for c in ordered if s in c.hooks) for s in STAGES}
+        object.__setattr__(self, "hooks", hooks)
+
+    def _check_types(self) -> None:
+        if not isinstance(self.network, nn.Module) and not callable(self.network):
+            raise TypeError(f"Loop: network is an nn.Module or a function that makes one, not {self.network!r}")
+        if not callable(self.loss):
+            raise TypeError(f"Loop: loss is a function (y_hats, y) -> scalar tensor, not {self.loss!r}")
+        if not isinstance(self.optimizer, Optimizer):
+            raise TypeError(
+                f"Loop: optimizer is made by optimizer(torch.optim.AdamW, lr=1e-3), not {type(self.optimizer).__name__}"
+            )
+        for name, source in (("train", self.train), ("valid", self.valid)):
+            if not isinstance(source, BatchSource) and not (name == "valid" and source is None):
+                raise TypeError(f"Loop: {name} is made by batches(...), not {type(source).__name__}")
+        for name in ("measures_train", "measures_valid"):
+            if not isinstance(getattr(self, name), tuple) or not all(isinstance(m, Measure) for m in getattr(self, name)):
+                raise TypeError(f"Loop: {name} is a list of what measure(id, fn) makes, not {getattr(self, name)!r}")
+        if not isinstance(self.compile, bool):
+            raise TypeError(f"Loop: compile is True or False, not {self.compile!r}")
+
+    def _check_values(self) -> None:
+        for name, least in (("epochs", 0), ("eval_freq", 1), ("accumulate", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"Loop: {name} must be an integer of at least {least}, not {value!r}")
+        for name in ("callbacks", "measures_train", "measures_valid"):
+            ids = Counter(part.id for part in getattr(self, name))
+            if twice := [id for id, n in ids.items() if n > 1]:
+                raise ValueError(f"Loop: {name} has more than one of the id {twice[0]!r}; give each an id of its own")
+        if self.autocast not in (None, torch.bfloat16):
+            raise ValueError(
+                f"Loop: autocast is torch.bfloat16 or None, not {self.autocast!r} (float16 would need loss scaling)"
+            )
+        if self.compile:
+            raise NotImplementedError("Loop: compile=True is not there yet; leave it out")
+        if self.optimizer.needs_closure and self.accumulate > 1:
+            raise ValueError(
+                f"Loop: {self.optimizer.cls.__name__} evaluates the loss of a batch several times, which does not go with "
+                "accumulate > 1: use larger batches"
+            )
+
+    def template(self) -> nn.Module:
+        """A module of the network's structure, whose values don't matter; not to be written to."""
+        if isinstance(self.network, nn.Module):
+            return self.network
+        if not self._modules:
+            self._modules.append(make_module(self.network, seed=0))
+        return self._modules[0]
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether scores are made in ``epoch``."""
+        return epoch % self.eval_freq == 0 or epoch == self.epochs
+
+    def borrow_step(self) -> Step:
+        """A planned tensor program that nobody else uses; give it back to have the next run start at once."""
+        try:
+            return self._steps.pop()
+        except IndexError:
+            return Step(self)
+
+    def return_step(self, step: Step) -> None:
+        step.network.release()
+        self._steps.append(step)
+
+
+def make_module(network: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with seeded(fold_in(seed, "initialisation")):
+        module = network()
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"Loop: the function given as network must return an nn.Module, not {type(module).__name__}")
+    return module
+
+
+def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimizer | None = None) -> Context:
+    """The context before ``begin``: parameters and buffers of the network, fresh state for all else.
+
+    Args:
+        loop: what to train.
+        seed: any integer; everything random in the run is a function of it.
+        optimizer_state_from: an ordinary torch optimizer over the parameters of ``loop.network``, in mid-flight: its state
+            and hyperparameters are copied, so that training goes on where a hand-written loop left off.
+
+    Raises:
+        ValueError: a lazy network, an optimizer that does not fit the network.
+        TypeError: a seed that is not an integer, a callback's initial state that can't be saved.
+
+    >>> import functional_loop as fl
+    >>> net = nn.Linear(2, 1)
+    >>> loop = fl.Loop(net, nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.1),
+    ...                train=fl.batches(torch.ones(4, 2), torch.ones(4, 1), batch_size=2), epochs=1)
+    >>> ctx = fl.init(loop, seed=0)
+    >>> sorted(ctx.params)
+    ['bias', 'weight']
+    """
+    if not isinstance(loop, Loop):
+        raise TypeError(f"init takes a Loop, not {type(loop).__name__}")
+    if type(seed) is not int:
+        raise TypeError(f"the seed is an integer, not {seed!r}")
+    module = loop.network if isinstance(loop.network, nn.Module) else make_module(loop.network, seed)
+    check_network(module)
+    params = {name: own(p, loop.device) for name, p in module.named_parameters()}
+    buffers = {name: own(b, loop.device) for name, b in module.named_buffers()}
+    requires_grad = [name for name, p in module.named_parameters() if p.requires_grad]
+    if optimizer_state_from is None:
+        optimizer_state = loop.optimizer.init(params)
+    elif isinstance(loop.network, nn.Module):
+        optimizer_state = loop.optimizer.from_torch(optimizer_state_from, dict(module.named_parameters()))
+    else:
+        raise ValueError("optimizer_state_from needs a Loop whose network is the module that the optimizer is over")
+    ctx = Context(
+        loop,
+        params,
+        buffers,
+        optimizer_state,
+        callbacks={callback.id: () for callback in loop.callbacks},  # type: ignore[union-attr]
+        seed=seed,
+        trainable=loop.optimizer.covers(requires_grad),
+        measures={"train": (), "valid": ()},
+    )
+    slots = {c.id: c.init(ctx) for c in map(lambda c: c.as_callback(), loop.callbacks) if c.init is not None}  # noqa: C417
+    for id, slot in slots.items():
+        check_plain(slot, f"the initial state of callback {id!r}")
+    return evolve(ctx, callbacks={**ctx.callbacks, **slots})
+
+
+def own(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the same values that shares its memory with nobody."""
+    return tensor.detach().to(device, copy=True)

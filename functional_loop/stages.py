@@ -1,0 +1,177 @@
+"""Stages of training, and the hooks and callbacks that run at them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
+
+import attrs
+
+from .record import did_you_mean
+
+if TYPE_CHECKING:
+    from .context import Context
+
+STAGES = (
+    "begin",
+    "epoch_begin",
+    "batch_begin",
+    "after_backward",
+    "batch_end",
+    "before_valid",
+    "batch_valid_begin",
+    "batch_valid_end",
+    "valid_end",
+    "epoch_end",
+    "end",
+    "exit",
+)
+"""The stages, in the order of the grammar::
+
+    begin
+    ( epoch_begin
+      ( batch_begin  after_backward  batch_end )*
+      before_valid
+      [ ( batch_valid_begin  batch_valid_end )*  valid_end ]    in an epoch that validates
+      epoch_end )*
+    end
+    exit                                                        always, also after an error
+"""
+
+BOUNDARIES = tuple(s for s in STAGES if s not in ("batch_begin", "after_backward", "batch_valid_begin", "exit"))
+"""The stages after which a context holds durable fields only, and can be yielded, saved and continued."""
+
+Hook: TypeAlias = "Callable[[Context], Context]"
+"""A pure function that is run at a stage."""
+
+
+class Hooks(TypedDict, total=False):
+    """A hook, or ``None``, by stage."""
+
+    begin: Hook | None
+    epoch_begin: Hook | None
+    batch_begin: Hook | None
+    after_backward: Hook | None
+    batch_end: Hook | None
+    before_valid: Hook | None
+    batch_valid_begin: Hook | None
+    batch_valid_end: Hook | None
+    valid_end: Hook | None
+    epoch_end: Hook | None
+    end: Hook | None
+    exit: Hook | None
+
+
+@attrs.frozen(eq=False, init=False)
+class Callback:
+    """Pure hooks that share an id and, if they keep one, a state in ``ctx.callbacks[id]``.
+
+    Args:
+        id: the name of its slot in ``ctx.callbacks``, unique in a loop.
+        init: a function of the first context that makes the initial state; without it the state is ``()``.
+        weight: callbacks run by ascending weight within a stage, equal weights in the order of the loop's list.
+        kind: the class of the callback, which is part of its identity: a state saved by one kind is refused by another.
+        hooks: a function ``Context -> Context`` by stage; see `STAGES`.
+
+    Raises:
+        TypeError: an unknown stage, a hook that can't be called, an id or weight of the wrong type.
+        ValueError: an empty id, or a weight that is not a number.
+
+    >>> counter = Callback("counter", init=lambda ctx: 0,
+    ...                    batch_end=lambda ctx: ctx.with_callback_state("counter", ctx.callbacks["counter"] + 1))
+    >>> counter
+    Callback('counter', batch_end)
+    >>> Callback("typo", epoch_ends=lambda ctx: ctx)
+    Traceback (most recent call last):
+        ...
+    TypeError: callback 'typo': no stage 'epoch_ends'; did you mean 'epoch_end'?
+    """
+
+    id: str
+    init: Callable[[Context], Any] | None
+    weight: float
+    kind: str
+    hooks: dict[str, Hook]
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002
+        *,
+        init: Callable[[Context], Any] | None = None,
+        weight: float = 0.0,
+        kind: str = "",
+        **hooks: Unpack[Hooks],
+    ) -> None:
+        if not isinstance(id, str):
+            raise TypeError(f"the id of a callback is a string, not {id!r}")
+        if not id:
+            raise ValueError("the id of a callback must not be empty")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise TypeError(f"callback {id!r}: the weight is a number, not {weight!r}")
+        if math.isnan(weight):
+            raise ValueError(f"callback {id!r}: the weight is NaN, which has no place in an order")
+        for stage, hook in {**hooks, "init": init}.items():
+            if stage not in (*STAGES, "init"):
+                raise TypeError(f"callback {id!r}: no stage {stage!r}{did_you_mean(stage, STAGES)}")
+            if hook is not None and not callable(hook):
+                raise TypeError(f"callback {id!r}: {stage} must be a function of the context, not {hook!r}")
+        given = {stage: hook for stage in STAGES if (hook := hooks.get(stage)) is not None}
+        self.__attrs_init__(id, init, float(weight), kind, given)  # type: ignore[attr-defined]
+
+    def as_callback(self) -> Callback:
+        """The callback itself: what a Loop asks of everything in ``callbacks``."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"Callback({', '.join([repr(self.id), *self.hooks])})"
+
+
+def compose(*hooks: Hook) -> Hook:
+    """One hook that runs ``hooks`` from left to right; associative, and the identity without arguments.
+
+    >>> compose()("any context")
+    'any context'
+    >>> compose(lambda s: s + "b", lambda s: s + "c")("a")
+    'abc'
+    """
+
+    def composed(ctx: Context) -> Context:
+        for hook in hooks:
+            ctx = hook(ctx)
+        return ctx
+
+    return composed
+
+
+def when(condition: Callable[[Context], bool], hook: Hook) -> Hook:
+    """``hook`` where ``condition(ctx)`` holds, else the identity.
+
+    >>> halve_late = when(lambda ctx: ctx.epoch > 10, lambda ctx: ctx.with_hyperparameters(lr=0.5))
+    """
+
+    def conditional(ctx: Context) -> Context:
+        return hook(ctx) if condition(ctx) else ctx
+
+    return conditional
+
+
+def every(n: int, hook: Hook) -> Hook:
+    """``hook`` at every ``n``-th batch of the run, or, in a stage outside batches, every ``n``-th epoch.
+
+    In the stages of a validation batch it counts the validation batches of the epoch.
+
+    Raises:
+        ValueError: ``n`` is not a positive integer.
+
+    >>> log = Callback("log", batch_end=every(100, lambda ctx: ctx))
+    """
+    if type(n) is not int or n < 1:
+        raise ValueError(f"every: n must be a positive integer, not {n!r}")
+
+    def count(ctx: Context) -> int:
+        if ctx.batch == ():
+            return ctx.epoch
+        return ctx.step_valid or ctx.global_step
+
+    return when(lambda ctx: count(ctx) % n == 0, hook)

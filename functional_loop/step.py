@@ -1,0 +1,157 @@
+"""The tensor program of one batch: forward, loss, gradients and optimizer update, as pure functions of tensors."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from .network import FunctionalNetwork, tree_detach
+from .rng import seeded, torch_seeded
+
+if TYPE_CHECKING:
+    from .data import Batch
+    from .loop import Loop
+
+R = TypeVar("R")
+Tensors = dict[str, Tensor]
+
+
+class Gradients(NamedTuple):
+    """What the forward and backward pass of a batch make."""
+
+    loss: Tensor
+    y_hats: Any
+    params: Tensors
+    """The parameters given, but for those that the forward call itself changes."""
+    buffers: Tensors
+    grads: Tensors
+
+
+class Step:
+    """The tensor program of a Loop, planned once: a private network, the loss, and the optimizer's update.
+
+    None of its methods writes to a tensor that it was given, and the outputs have no graph. One thread uses it at a time.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.network = FunctionalNetwork(loop.template())
+        self.loss = loop.loss
+        self.device_type = loop.device.type
+        self.autocast_dtype = loop.autocast
+        self.optimizer = loop.optimizer
+        self.updater = loop.optimizer.updater(dict(self.network.module.named_parameters()))
+        self._seeds_everything = False
+
+    def gradients(
+        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
+    ) -> Gradients:
+        """Loss, outputs, new buffers and gradients of one batch; its randomness is a function of ``seed``."""
+        leaves = {name: self._leaf(name, value) for name, value in params.items()}
+        for name in trainable:
+            leaves[name].requires_grad_()
+
+        def forward() -> tuple[Tensor, Any, Tensors]:
+            with self._autocast():
+                outputs, new_buffers = self.network(leaves, buffers, batch.x, training=True)
+                return self.loss(outputs, batch.y), outputs, new_buffers
+
+        versions = [leaf._version for leaf in leaves.values()] if probe else []
+        with torch.enable_grad():
+            loss, outputs, new_buffers = self._run(forward, seed, probe)
+            if probe:
+                self._check(loss, trainable, leaves, versions)
+            grads = torch.autograd.grad(loss, [leaves[name] for name in trainable], allow_unused=True) if trainable else ()
+        if self.network.writes:
+            params = {name: leaves[name].detach() if name in self.network.writes else params[name] for name in params}
+        return Gradients(
+            loss.detach(),
+            tree_detach(outputs),
+            params,
+            new_buffers,
+            {name: grad for name, grad in zip(trainable, grads, strict=True) if grad is not None},
+        )
+
+    def update(self, found: Gradients, optimizer_state: Any, again: Callable[[Tensors, Tensors], Gradients]) -> Any:
+        """New parameters, optimizer state and buffers.
+
+        ``again(params, buffers)`` evaluates the batch at other parameters, for optimizers that ask for it (LBFGS); every
+        evaluation goes on with the buffers of the one before, as it does with a module.
+        """
+        if not self.optimizer.needs_closure:
+            return *self.updater(found.grads, optimizer_state, found.params, None), found.buffers
+        buffers, pending = found.buffers, [found]
+
+        def closure(params: Tensors) -> tuple[Tensor, Tensors]:
+            nonlocal buffers
+            result = pending.pop() if pending else again(params, buffers)
+            buffers = result.buffers
+            return result.loss, result.grads
+
+        params, state = self.updater(found.grads, optimizer_state, found.params, closure)
+        return params, state, buffers
+
+    def evaluate(self, params: Tensors, buffers: Tensors, x: Any, seed: int, probe: bool) -> Any:
+        """Outputs in evaluation mode, without a graph; whatever the network does to its buffers is dropped."""
+
+        def forward() -> Any:
+            with self._autocast():
+                return self.network(params, buffers, x, training=False)[0]
+
+        if self.network.writes:
+            params = {name: self._leaf(name, value) for name, value in params.items()}
+        with torch.no_grad():
+            return tree_detach(self._run(forward, seed, probe))
+
+    def _leaf(self, name: str, value: Tensor) -> Tensor:
+        return value.detach().clone() if name in self.network.writes else value.detach()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device_type, self.autocast_dtype)
+
+    def _run(self, forward: Callable[[], R], seed: int, probe: bool) -> R:
+        """``forward`` under its seed. Numpy and `random` are seeded too if the network has been seen to use them.
+
+        To save and restore their states costs as much as a small network; a probe, at the first batch of a run and of
+        every epoch, is how it is known that a network needs it.
+        """
+        if not (probe or self._seeds_everything):
+            with torch_seeded(seed):
+                return forward()
+        with seeded(seed):
+            before = _python_states()
+            result = forward()
+            self._seeds_everything |= _python_states() != before
+            return result
+
+    def _check(self, loss: Any, trainable: tuple[str, ...], leaves: Tensors, versions: list[int]) -> None:
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"the loss must return a scalar tensor, not {type(loss).__name__}")
+        if loss.dim() != 0:
+            raise ValueError(f"the loss must return a scalar tensor, not one of shape {list(loss.shape)}: take its mean")
+        if trainable and not loss.requires_grad:
+            raise ValueError(
+                "the loss does not depend on any trainable parameter: nothing can be learnt from it "
+                "(a detach(), no_grad() or .item() between the network's outputs and the loss is a common reason)"
+            )
+        for (name, leaf), version in zip(leaves.items(), versions, strict=True):
+            if leaf._version != version and name not in self.network.writes:
+                raise ValueError(
+                    f"the network writes to its parameter {name!r} in place when it is called, so that the context it was "
+                    "given is no longer what it was: make that tensor a buffer, or compute a new tensor instead"
+                )
+
+
+def _python_states() -> tuple[object, ...]:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return (random.getstate(),)
+    state = numpy.random.get_state(legacy=False)["state"]
+    return random.getstate(), state["key"].tobytes(), state["pos"]
