@@ -12,6 +12,7 @@ from .record import evolve, record, static, tree_equal, tree_map
 from .rng import fold_in, seeded
 from .stages import STAGES, Callback, Hook, compose, every, when
 from .state import digest, fingerprint, load_state_dict, state_dict
+from .store import CheckpointStore, resume
 from .training import iterate, train, train_step
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "BatchSource",
     "Callback",
     "CheckpointError",
+    "CheckpointStore",
     "Context",
     "FunctionalLoopError",
     "Hook",
@@ -46,6 +48,7 @@ __all__ = [
     "optimizer",
     "predict",
     "record",
+    "resume",
     "seeded",
     "state_dict",
     "static",

@@ -1,4 +1,4 @@
-"""A `torch.optim` instance made pure: it is lent copies of parameters and state, steps, and gives them back."""
+"""A pure `torch.optim` instance: it is lent copies of parameters and state, steps, and gives them back."""
 
 from __future__ import annotations
 
@@ -26,15 +26,11 @@ class Borrowed:
         needs_closure: the step moves all parameters, and evaluates the network itself.
     """
 
-    def __init__(
-        self, instance: torch.optim.Optimizer, groups: Sequence[Sequence[str]], needs_closure: bool
-    ) -> None:
+    def __init__(self, instance: torch.optim.Optimizer, groups: Sequence[Sequence[str]], needs_closure: bool) -> None:
         self._instance = instance
         self._groups = groups
         self._needs_closure = needs_closure
-        self._defaults = [
-            {key: value for key, value in group.items() if key != "params"} for group in instance.param_groups
-        ]
+        self._hyperparameters = [without_params(group) for group in instance.param_groups]
         self._release()
 
     def __call__(
@@ -52,18 +48,19 @@ class Borrowed:
             self._release()
 
     def _lend(self, grads: Tensors, state: State, params: Tensors) -> Tensors:
-        """Fill the instance with copies of the parameters that the step may move, by name, and of their state."""
+        """Fill the instance with copies: of the parameters that the step may move, and of their state."""
         copies = {
             name: params[name].detach().clone().requires_grad_()
             for names in self._groups
             for name in names
             if self._needs_closure or name in grads
         }
-        members = [[copies[name] for name in names if name in copies] for names in self._groups]
-        for group, own, default in zip(self._instance.param_groups, members, self._defaults, strict=True):
-            # In place: LBFGS holds a second reference to the list.
-            group["params"][:] = own
-            group.update(default)
+        for group, names, flags in zip(self._instance.param_groups, self._groups, self._hyperparameters, strict=True):
+            members = group["params"]
+            # In place, because LBFGS holds a second reference to the list.
+            members[:] = [copies[name] for name in names if name in copies]
+            group.clear()
+            group.update(flags, params=members)
         fill(self._instance, state, copies)
         return copies
 
@@ -117,9 +114,11 @@ def set_gradients(params: Tensors, grads: Tensors) -> None:
         param.grad = grad.detach().clone() if grad.is_sparse else like(param, grad)
 
 
-def like(param: Tensor, grad: Tensor) -> Tensor:
-    """A copy of ``grad`` with the strides of ``param``, as `Tensor.backward` makes them: fused kernels ignore strides."""
-    return torch.empty_like(param, requires_grad=False).copy_(grad.detach())
+def like(param: Tensor, value: Tensor) -> Tensor:
+    """A copy of ``value`` with the strides of ``param``, as torch makes gradients and slots; fused kernels need it."""
+    if value.stride() == param.stride():
+        return value.detach().clone()
+    return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value.detach())
 
 
 def fill(instance: torch.optim.Optimizer, state: State, params: Tensors) -> None:
@@ -130,12 +129,20 @@ def fill(instance: torch.optim.Optimizer, state: State, params: Tensors) -> None
             group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
     for name, param in params.items():
         if name in state["slots"]:
-            instance.state[param] = copied(state["slots"][name])
+            instance.state[param] = {
+                key: like(param, value) if isinstance(value, Tensor) and value.shape == param.shape else copied(value)
+                for key, value in state["slots"][name].items()
+            }
 
 
 def numbers_of(group: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a group that are numbers, tensors, or lists of them; the others are flags."""
-    return {key: plain(value) for key, value in group.items() if key != "params" and is_number(value)}
+    return {key: plain(value) for key, value in without_params(group).items() if is_number(value)}
+
+
+def without_params(group: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a group."""
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def is_number(value: object) -> bool:

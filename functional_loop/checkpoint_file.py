@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader, BufferedWriter
@@ -197,9 +198,7 @@ def _read_index(file: BufferedReader, path: Path) -> _Index:
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if size < _CHECKSUM.stop or length > size - 8:
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint: its {size} bytes are too few for a header"
-        )
+        raise CheckpointError(f"{path} is damaged or no checkpoint: its {size} bytes are too few for a header")
     header = start + file.read(length)
     if header[8 : _CHECKSUM.start] != _PREFIX:
         raise CheckpointError(f"{path} is damaged or no checkpoint: its header begins differently")
@@ -245,7 +244,7 @@ def _nonsense_refused(path: Path) -> Iterator[None]:
     """What makes no sense in spite of its right checksum is a `CheckpointError`, whatever fails over it."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError(f"{path} is no checkpoint: {type(error).__name__}: {error}") from error
 
 

@@ -80,7 +80,7 @@ class Context:
         """The first output of the network."""
         return first_output(self.y_hats)
 
-    def with_callback_state(self, id: str, state: Any) -> Context:  # noqa: A002
+    def with_callback_state(self, id: str, state: Any) -> Context:
         """A copy in which the callback ``id`` has another state.
 
         Raises:

@@ -68,8 +68,6 @@ class DatasetSource(IndexedSource):
     workers: dict[str, Any]
 
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
-        if start >= self.length:
-            return
         made = self._made_by_workers if self.workers["num_workers"] else self._made_here
         for batch in made(self._keys(seed, epoch, start)):
             yield batch, ()

@@ -7,8 +7,8 @@ from typing import Any
 from . import measures
 from .context import Context, first_output
 from .data import BatchSource, batches, to_device
-from .record import evolve, tree_map
-from .training import evaluate
+from .record import evolve
+from .walk import evaluate
 
 
 def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float]:
@@ -65,7 +65,7 @@ def _outputs(ctx: Context, source: BatchSource) -> Any:
     step = ctx.loop.borrow_step()
     try:
         for position, (batch, _) in enumerate(source.fetch(ctx.seed, max(ctx.epoch, 1), 0, ()), 1):
-            batch = to_device(batch, ctx.loop.device)  # noqa: PLW2901
+            batch = to_device(batch, ctx.loop.device)
             at = evolve(ctx, step_valid=position)
             yield evaluate(step, at, batch.x, probe=position == 1), batch
     finally:

@@ -54,7 +54,7 @@ def to_optimizer(ctx: Context, module: nn.Module) -> torch.optim.Optimizer:
     >>> type(optimizer).__name__, optimizer.param_groups[0]["lr"]
     ('AdamW', 0.003)
     """
-    params = dict(module.named_parameters())
+    params: dict[str, torch.Tensor] = dict(module.named_parameters())
     for name in params.keys() ^ ctx.params.keys():
         raise ValueError(f"to_optimizer: parameter {name!r} is in only one of the module and the context")
     for name, parameter in params.items():

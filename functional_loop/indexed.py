@@ -111,8 +111,8 @@ def _count_rows(arguments: dict[str, Any]) -> int:
             elif not (name == "y" and path == "" and leaf == ()):
                 what = "a tensor without rows" if isinstance(leaf, torch.Tensor) else f"of type {type(leaf).__name__}"
                 raise TypeError(
-                    f"{name}{path} is {what}; batches takes tensors, or tuples or dicts of tensors, whose first "
-                    "dimension is the rows"
+                    f"{name}{path} is {what}; batches takes tensors, or tuples or dicts of tensors, "
+                    "whose first dimension is the rows"
                 )
     first, *others = rows
     for other in others:
@@ -121,9 +121,7 @@ def _count_rows(arguments: dict[str, Any]) -> int:
     return rows[first]
 
 
-def checked_order(
-    rows: int, batch_size: int, shuffle: bool, drop_last: bool, sampler: Any, weights: Any
-) -> Order:
+def checked_order(rows: int, batch_size: int, shuffle: bool, drop_last: bool, sampler: Any, weights: Any) -> Order:
     if type(batch_size) is not int:
         raise TypeError(f"batch_size must be an int, not {batch_size!r}")
     if batch_size < 1:
@@ -135,7 +133,7 @@ def checked_order(
     order = make_order(rows, shuffle, sampler, weights)
     if drop_last and len(order) < batch_size:
         raise ValueError(
-            f"an epoch has no batch: drop_last drops all of its {len(order)} rows, fewer than batch_size {batch_size}"
+            f"an epoch has no batch: drop_last drops its {len(order)} rows, fewer than batch_size={batch_size}"
         )
     return order
 

@@ -15,18 +15,20 @@ from .borrowed import State, Tensors
 
 Group: TypeAlias = dict[str, Any]
 Layout: TypeAlias = tuple[Any, ...]
-Lists: TypeAlias = dict[str, list[Tensor]]
-Kernel: TypeAlias = Callable[[Group, Group, list[Tensor], list[Tensor], Lists], None]
+List: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+Lists: TypeAlias = dict[str, List]
+Kernel: TypeAlias = Callable[[Group, Group, List, List, Lists], None]
 
-_ONE = torch.tensor(1.0)
+_ONE = torch.tensor(1.0, device="cpu")
 
 
 @attrs.frozen(eq=False)
 class FastUpdate:
     """The update of all groups by kernels, or ``None`` in a step in which only the generic update will do.
 
-    The generic update takes the first step of every parameter, in which torch makes its slots, and everything unusual:
-    hyperparameters that are tensors, gradients that are sparse, have a graph, or other strides than their parameter.
+    The generic update takes the first step of every parameter, in which torch makes its slots, and everything
+    unusual: hyperparameters that are tensors, gradients that are sparse, that have a graph, or that have other
+    strides than their parameter.
     """
 
     groups: Sequence[FastGroup]
@@ -51,40 +53,38 @@ class FastGroup:
     kernel: Kernel
     slots_of: Callable[[Group, Group], tuple[str, ...]]
 
-    def step(
-        self, values: Group, grads: Tensors, slots: State, params: Tensors
-    ) -> tuple[Tensors, State] | None:
+    def step(self, values: Group, grads: Tensors, slots: State, params: Tensors) -> tuple[Tensors, State] | None:
         """The new parameters and slots of those that have gradients."""
         names = [name for name in self.layouts if name in grads]
         if not names:
             return {}, {}
+        if not _are_numbers(values.values()):
+            return None
         keys = self.slots_of(values, self.flags)
-        old_slots = [slots.get(name, {}) for name in names]
-        if not _are_numbers(values.values()) or not all(key in slot for slot in old_slots for key in keys):
+        try:
+            old_slots = [slots[name] for name in names] if keys else []
+            columns: Lists = {key: [slot[key] for slot in old_slots] for key in keys}
+        except KeyError:
             return None
         own_grads = [grads[name] for name in names]
-        columns = [[params[name] for name in names], *([slot[key] for slot in old_slots] for key in keys)]
-        if not self._fit(names, own_grads, columns, keys):
+        moments = [key for key in keys if key != "step"]
+        written = [[params[name] for name in names], *(columns[key] for key in moments)]
+        if not self._fit(names, [own_grads, *written]):
             return None
-        own_params, *columns = self._clones(columns)
-        self.kernel(values, self.flags, own_params, own_grads, dict(zip(keys, columns, strict=True)))
-        new_slots = (
-            slot | dict(zip(keys, row, strict=True))
-            for slot, row in zip(old_slots, zip(*columns, strict=True), strict=bool(keys))
-        )
-        return dict(zip(names, own_params, strict=True)), dict(zip(names, new_slots, strict=bool(keys)))
+        own_params, *copies = _clones(written)
+        columns.update(zip(moments, copies, strict=True))
+        self.kernel(values, self.flags, own_params, own_grads, columns)
+        rows = zip(*columns.values(), strict=True)
+        new_slots = {
+            name: old | dict(zip(keys, row, strict=True))
+            for name, old, row in zip(names, old_slots, rows, strict=False)
+        }
+        return dict(zip(names, own_params, strict=True)), new_slots
 
-    def _fit(self, names: list[str], grads: list[Tensor], columns: list[list[Tensor]], keys: Sequence[str]) -> bool:
+    def _fit(self, names: list[str], columns: list[List]) -> bool:
         """Whether all tensors have the layouts of the plan; fused kernels read memory without a look at shapes."""
         layouts = [self.layouts[name] for name in names]
-        shaped = [grads, *(column for key, column in zip(("", *keys), columns, strict=True) if key != "step")]
-        return all([layout(tensor) for tensor in tensors] == layouts for tensors in shaped)
-
-    @staticmethod
-    def _clones(columns: list[list[Tensor]]) -> list[list[Tensor]]:
-        clones = torch._foreach_clone(list(chain.from_iterable(columns)))
-        count = len(columns[0])
-        return [list(clones[start : start + count]) for start in range(0, len(clones), count)]
+        return all([(t.dtype, t.shape, t.stride(), t.requires_grad) for t in column] == layouts for column in columns)
 
 
 def fast_update(
@@ -105,8 +105,6 @@ def fast_update(
         return None
     if len({params[name].dtype for group in names for name in group}) != 1:
         return None
-    if any(group.get("capturable") for group in groups):
-        return None
     if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
         return None
     slots_of, foreach, fused = _KERNELS[cls]
@@ -114,7 +112,7 @@ def fast_update(
         [
             FastGroup(
                 # A clone has the layout that every later parameter has; the first one may be a view with gaps.
-                {name: layout(params[name].detach().clone()) for name in members},
+                {name: _layout(params[name].detach().clone()) for name in members},
                 group,
                 fused if group["fused"] else foreach,
                 slots_of,
@@ -124,12 +122,20 @@ def fast_update(
     )
 
 
-def layout(tensor: Tensor) -> Layout:
+def _layout(tensor: Tensor) -> Layout:
     return tensor.dtype, tensor.shape, tensor.stride(), tensor.requires_grad
 
 
+def _clones(columns: list[List]) -> list[list[Tensor]]:
+    clones = torch._foreach_clone(list(chain.from_iterable(columns)))
+    count = len(columns[0])
+    return [list(clones[start : start + count]) for start in range(0, len(clones), count)]
+
+
 def _is_usual(param: Tensor) -> bool:
-    return type(param) in (Tensor, torch.nn.Parameter) and param.is_cpu and param.is_floating_point()
+    # In half precision foreach and single-tensor forms differ in the last bit.
+    dtypes = (torch.float32, torch.float64)
+    return type(param) in (Tensor, torch.nn.Parameter) and param.is_cpu and param.dtype in dtypes
 
 
 def _are_numbers(values: Iterable[Any]) -> bool:
@@ -145,13 +151,11 @@ def _sgd_slots(values: Group, flags: Group) -> tuple[str, ...]:
     return ("momentum_buffer",) if values["momentum"] != 0 else ()
 
 
-# The functions below write to the parameters and slots that they are given. On the CPU torch's foreach and
-# single-tensor forms have the same bits, so that one kernel stands for both.
+# The kernels write to the parameters and slots that they are given, and replace the step counters. On the CPU torch's
+# foreach and single-tensor forms have the same bits, so that one kernel stands for both.
 
 
-def _adam_foreach(
-    values: Group, flags: Group, params: list[Tensor], grads: Sequence[Tensor], slots: Lists
-) -> None:
+def _adam_foreach(values: Group, flags: Group, params: List, grads: List, slots: Lists) -> None:
     lr, (beta1, beta2), decay = values["lr"], values["betas"], values["weight_decay"]
     means, squares = slots["exp_avg"], slots["exp_avg_sq"]
     if flags["maximize"]:
@@ -166,7 +170,7 @@ def _adam_foreach(
     if flags["amsgrad"]:
         torch._foreach_maximum_(slots["max_exp_avg_sq"], squares)
         squares = slots["max_exp_avg_sq"]
-    torch._foreach_add_(slots["step"], _ONE, alpha=1.0)
+    slots["step"] = _counted(slots["step"])
     steps = [step.item() for step in slots["step"]]
     scales = torch._foreach_sqrt(squares)
     torch._foreach_div_(scales, [(1 - beta2**step) ** 0.5 for step in steps])
@@ -174,11 +178,9 @@ def _adam_foreach(
     torch._foreach_addcdiv_(params, means, scales, [-(lr / (1 - beta1**step)) for step in steps])
 
 
-def _adam_fused(
-    values: Group, flags: Group, params: list[Tensor], grads: Sequence[Tensor], slots: Lists
-) -> None:
+def _adam_fused(values: Group, flags: Group, params: List, grads: List, slots: Lists) -> None:
     kernel = torch._fused_adamw_ if flags["decoupled_weight_decay"] else torch._fused_adam_
-    torch._foreach_add_(slots["step"], _ONE, alpha=1.0)
+    slots["step"] = _counted(slots["step"])
     beta1, beta2 = values["betas"]
     kernel(
         params,
@@ -197,9 +199,11 @@ def _adam_fused(
     )
 
 
-def _sgd_foreach(
-    values: Group, flags: Group, params: list[Tensor], grads: Sequence[Tensor], slots: Lists
-) -> None:
+def _counted(steps: List) -> List:
+    return torch._foreach_add(steps, _ONE, alpha=1.0)
+
+
+def _sgd_foreach(values: Group, flags: Group, params: List, grads: List, slots: Lists) -> None:
     if flags["maximize"]:
         grads = torch._foreach_neg(grads)
     if values["weight_decay"] != 0:
@@ -212,9 +216,7 @@ def _sgd_foreach(
     torch._foreach_add_(params, grads, alpha=-values["lr"])
 
 
-def _sgd_fused(
-    values: Group, flags: Group, params: list[Tensor], grads: Sequence[Tensor], slots: Lists
-) -> None:
+def _sgd_fused(values: Group, flags: Group, params: List, grads: List, slots: Lists) -> None:
     torch._fused_sgd_(
         params,
         grads,

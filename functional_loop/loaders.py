@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,10 @@ from .batch import Batch, BatchSource, as_batch, copied
 from .plain import check_plain
 from .rng import fold_in, seeded
 
+_END = object()
+_readers: dict[
+    int, object
+] = {}  # who reads a loader with a state, by the id of the loader, which the reader keeps alive
 _EXACT = "batches(dataset, ...) resumes at once and exactly"
 
 
@@ -33,42 +38,191 @@ class LoaderSource(BatchSource):
             yield batch, ()
 
     def fingerprint(self) -> dict[str, Any]:
-        dataset, sampler = getattr(self.loader, "dataset", None), getattr(self.loader, "sampler", None)
+        loader = self.loader
         return {
             "kind": "loader",
-            "length": _length(dataset),
+            "length": _length(getattr(loader, "dataset", None)),
             "batches": self.length,
-            "batch_size": getattr(self.loader, "batch_size", None),
-            "shuffle": type(sampler).__name__ == "RandomSampler",
-            "drop_last": getattr(self.loader, "drop_last", None),
+            "batch_size": getattr(loader, "batch_size", None),
+            "shuffle": type(getattr(loader, "sampler", None)).__name__ == "RandomSampler",
+            "drop_last": getattr(loader, "drop_last", None),
         }
 
-    def _read(self, seed: int, epoch: int, first: int = 1, skip: int = 0) -> Iterator[Batch]:
-        """The batches of one pass over the loader, which starts with step ``first``; ``skip`` of them are dropped.
+    def _read(self, seed: int, epoch: int, *, done: int = 0, skip: int = 0, restart: bool = False) -> Iterator[Batch]:
+        """The rest of an epoch of which the loader has given ``done`` batches already.
 
-        Whatever the loader draws, it draws under the seed of its place.
+        Whatever the loader draws, it draws under the seed of its place. The first ``skip`` batches are dropped.
+        With ``restart``, a loader that has nothing left is at the end of the epoch before, and starts this one.
         """
         place = fold_in(seed, "loader", epoch)
         with seeded(place):
-            iterator = self._start(epoch)
-        step = first
-        while True:
+            iterator = self._start(seed, epoch)
+        for step in itertools.count(done + 1):
             with seeded(fold_in(place, "batch", step)):
-                try:
-                    item = next(iterator)
-                except StopIteration:
+                item = next(iterator, _END)
+                if item is _END and restart and step == 1:
+                    iterator = self._start(seed, epoch)
+                    item = next(iterator, _END)
+                if item is _END:
                     return
-                batch = self._batch(item) if step >= first + skip else None
+                batch = self._batch(item) if step > done + skip else None
             if batch is not None:
                 yield batch
-            step += 1
 
-    def _start(self, epoch: int) -> Iterator[Any]:
+    def _start(self, seed: int, epoch: int) -> Iterator[Any]:
         for name in ("dataset", "sampler", "batch_sampler"):
-            if hasattr(part := getattr(self.loader, name, None), "set_epoch"):
+            part: Any = getattr(self.loader, name, None)
+            if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         return iter(self.loader)
 
     def _batch(self, item: Any) -> Batch:
         batch = as_batch(self.to_batch(item) if self.to_batch else item)
         return batch if _makes_copies(self.loader) else copied(batch)
+
+
+@attrs.frozen(eq=False)
+class StatefulLoaderSource(LoaderSource):
+    """A loader with ``state_dict`` and ``load_state_dict``: its state is carried, and resuming loads it.
+
+    One run at a time can read the loader. A run that leaves it puts it back into the state it was found in.
+    """
+
+    found: dict[str, Any]
+
+    def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
+        fresh = state == ()
+        if start and fresh:
+            _warn_of_replay(start)
+        elif start:
+            _warn_of_workers(self.loader)
+        reader = _readers[id(self.loader)] = object()
+        try:
+            self.loader.load_state_dict(copy.deepcopy(self.found) if fresh else _unpacked(state))
+            done, skip = (0, start) if fresh else (start, 0)
+            for batch in self._read(seed, epoch, done=done, skip=skip, restart=not fresh):
+                yield batch, _packed_state(self.loader)
+                if _readers.get(id(self.loader)) is not reader:
+                    raise RuntimeError(
+                        f"another run has begun to read this {type(self.loader).__name__}, which has but one state; "
+                        "give each run a loader of its own, or use batches(dataset, ...), which runs can share"
+                    )
+        finally:
+            if _readers.get(id(self.loader)) is reader:
+                del _readers[id(self.loader)]
+                self.loader.load_state_dict(copy.deepcopy(self.found))
+
+    def _start(self, seed: int, epoch: int) -> Iterator[Any]:
+        # This generator is a part of the loader's state, so that loading in mid-epoch overrides the seed.
+        generator: Any = getattr(getattr(self.loader, "sampler", None), "generator", None)
+        if generator is not None:
+            generator.manual_seed(fold_in(seed, "order", epoch))
+        return super()._start(seed, epoch)
+
+
+def from_loader(loader: Any, *, to_batch: Callable[[Any], Any] | None = None) -> LoaderSource:
+    """Batches of a loader; see ``batches``."""
+    if to_batch is not None and not callable(to_batch):
+        raise TypeError(f"to_batch must be a function, not {to_batch!r}")
+    stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+    if isinstance(loader, DataLoader):
+        _check_data_loader(loader, stateful)
+    length = _length(loader)
+    if length == 0:
+        raise ValueError(f"the {type(loader).__name__} has no batches")
+    if not stateful:
+        return LoaderSource(loader, to_batch, length)
+    # A torchdata loader starts anew when it loads nothing; others are asked where they start.
+    found = {} if isinstance(loader, DataLoader) else _unpacked(_packed_state(loader))
+    return StatefulLoaderSource(loader, to_batch, length, found)
+
+
+def _check_data_loader(loader: DataLoader[Any], stateful: bool) -> None:
+    """Refuse what would make the batches depend on more than (seed, epoch, step)."""
+    if loader.persistent_workers:
+        raise ValueError(
+            "the DataLoader has persistent_workers=True, so what its workers draw would depend on the epochs before; "
+            "leave it out"
+        )
+    if loader.num_workers and not loader.in_order:
+        raise ValueError("the DataLoader has in_order=False, so its order would depend on the speed of its workers")
+    parts: list[Any] = [loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
+    for part in parts:
+        if not hasattr(part, "generator"):
+            continue
+        carried = stateful and part is not loader and type(part).__module__.startswith("torchdata.")
+        if part.generator is not None and not carried:
+            raise ValueError(
+                f"the generator of the {type(part).__name__} would make the order depend on how often it was read; "
+                "leave generator= out, and the order follows from the seed of the run and the epoch"
+            )
+        if stateful and part is not loader and not carried:
+            raise ValueError(
+                f"the state of the {type(loader).__name__} doesn't hold the order of its {type(part).__name__}, "
+                f"so it can't resume; use shuffle=True, or batches(dataset, sampler=...)"
+            )
+
+
+def _length(sized: Any) -> int | None:
+    try:
+        return len(sized)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _makes_copies(loader: Any) -> bool:
+    """Whether batches are known not to be the loader's own tensors, which a network may not write to."""
+    return isinstance(loader, DataLoader) and (loader.collate_fn is default_collate or loader.num_workers > 0)
+
+
+def _warn_of_replay(start: int) -> None:
+    warnings.warn(
+        f"resuming in mid-epoch reads {start} batches again, because the loader has no state to start from; {_EXACT}",
+        stacklevel=3,
+    )
+
+
+def _warn_of_workers(loader: Any) -> None:
+    if getattr(loader, "num_workers", 0):
+        warnings.warn(
+            f"what the workers of the {type(loader).__name__} draw at random is not in its state, so random "
+            f"transforms start anew when resuming in mid-epoch; {_EXACT}, random transforms included",
+            stacklevel=3,
+        )
+
+
+_TUPLE = "__tuple__"
+
+
+def _packed_state(loader: Any) -> Any:
+    """A copy of the loader's state in plain containers; a tuple becomes ``{"__tuple__": [...]}``."""
+    packed = _packed(loader.state_dict())
+    check_plain(packed, f"the state of the {type(loader).__name__}")
+    return packed
+
+
+def _packed(node: Any) -> Any:
+    match node:
+        case torch.Tensor():
+            return node.detach().clone()
+        case dict():
+            return {key: _packed(value) for key, value in node.items()}
+        case list():
+            return [_packed(value) for value in node]
+        case tuple() if type(node) is tuple:
+            return {_TUPLE: [_packed(value) for value in node]}
+    return node
+
+
+def _unpacked(node: Any) -> Any:
+    """The inverse of `_packed`: new containers and tensors."""
+    match node:
+        case torch.Tensor():
+            return node.clone()
+        case dict() if list(node) == [_TUPLE]:
+            return tuple(_unpacked(value) for value in node[_TUPLE])
+        case dict():
+            return {key: _unpacked(value) for key, value in node.items()}
+        case list():
+            return [_unpacked(value) for value in node]
+    return node

@@ -28,13 +28,14 @@ class AsCallback(Protocol):
     def as_callback(self) -> Callback: ...
 
 
-def _sequence(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, dict)) else value
+def _as_measures(measures: Iterable[Measure]) -> tuple[Measure, ...]:
+    if not isinstance(measures, (list, tuple)) or not all(isinstance(m, Measure) for m in measures):
+        raise TypeError(f"Loop: measures are given as a list of what measure(id, fn) makes, not {measures!r}")
+    return tuple(measures)
 
 
-def _as_callbacks(callbacks: Any) -> Any:
-    callbacks = _sequence(callbacks)
-    if not isinstance(callbacks, tuple):
+def _as_callbacks(callbacks: Iterable[AsCallback]) -> tuple[Callback, ...]:
+    if not isinstance(callbacks, (list, tuple)):
         raise TypeError(f"Loop: callbacks is a list of callbacks, not {callbacks!r}")
     for callback in callbacks:
         if isinstance(callback, type) or not callable(getattr(callback, "as_callback", None)):
@@ -42,12 +43,14 @@ def _as_callbacks(callbacks: Any) -> Any:
     return tuple(callback.as_callback() for callback in callbacks)
 
 
-def _as_device(device: Any) -> torch.device:
+def _as_device(device: str | torch.device) -> torch.device:
     try:
         made = torch.device(device)
         torch.empty(0, device=made)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"Loop: there is no device {device!r} on this machine ({str(error).splitlines()[0]})") from None
+        raise ValueError(
+            f"Loop: there is no device {device!r} on this machine ({str(error).splitlines()[0]})"
+        ) from None
     return made
 
 
@@ -95,11 +98,11 @@ class Loop:
     train: BatchSource
     valid: BatchSource | None = None
     epochs: int = attrs.field(kw_only=True)
-    measures_train: Sequence[Measure] = attrs.field(default=(), converter=_sequence, kw_only=True)
-    measures_valid: Sequence[Measure] = attrs.field(default=(), converter=_sequence, kw_only=True)
+    measures_train: Sequence[Measure] = attrs.field(default=(), converter=_as_measures, kw_only=True)
+    measures_valid: Sequence[Measure] = attrs.field(default=(), converter=_as_measures, kw_only=True)
     eval_freq: int = attrs.field(default=1, kw_only=True)
-    callbacks: Sequence[Callback | AsCallback] = attrs.field(default=(), converter=_as_callbacks, kw_only=True)
-    device: torch.device = attrs.field(default="cpu", converter=_as_device, kw_only=True)
+    callbacks: Sequence[Callback] = attrs.field(default=(), converter=_as_callbacks, kw_only=True)
+    device: torch.device = attrs.field(default=torch.device("cpu"), converter=_as_device, kw_only=True)
     accumulate: int = attrs.field(default=1, kw_only=True)
     autocast: torch.dtype | None = attrs.field(default=None, kw_only=True)
     compile: bool = attrs.field(default=False, kw_only=True)
@@ -112,7 +115,7 @@ class Loop:
     def __attrs_post_init__(self) -> None:
         self._check_types()
         self._check_values()
-        ordered = sorted((c.as_callback() for c in self.callbacks), key=lambda c: c.weight)
+        ordered = sorted(self.callbacks, key=lambda callback: callback.weight)
         hooks = {s: tuple((c.id, c.hooks[s]) for c in ordered if s in c.hooks) for s in STAGES}
         object.__setattr__(self, "hooks", hooks)
 
@@ -128,9 +131,6 @@ class Loop:
         for name, source in (("train", self.train), ("valid", self.valid)):
             if not isinstance(source, BatchSource) and not (name == "valid" and source is None):
                 raise TypeError(f"Loop: {name} is made by batches(...), not {type(source).__name__}")
-        for name in ("measures_train", "measures_valid"):
-            if not isinstance(getattr(self, name), tuple) or not all(isinstance(m, Measure) for m in getattr(self, name)):
-                raise TypeError(f"Loop: {name} is a list of what measure(id, fn) makes, not {getattr(self, name)!r}")
         if not isinstance(self.compile, bool):
             raise TypeError(f"Loop: compile is True or False, not {self.compile!r}")
 
@@ -151,8 +151,8 @@ class Loop:
             raise NotImplementedError("Loop: compile=True is not there yet; leave it out")
         if self.optimizer.needs_closure and self.accumulate > 1:
             raise ValueError(
-                f"Loop: {self.optimizer.cls.__name__} evaluates the loss of a batch several times, which does not go with "
-                "accumulate > 1: use larger batches"
+                f"Loop: {self.optimizer.cls.__name__} evaluates the loss of a batch several times, which does not "
+                "go with accumulate > 1: use larger batches"
             )
 
     def template(self) -> nn.Module:
@@ -193,7 +193,8 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
     Args:
         loop: what to train.
         seed: any integer; everything random in the run is a function of it.
-        optimizer_state_from: an ordinary torch optimizer over the parameters of ``loop.network``, in mid-flight: its state
+        optimizer_state_from: an ordinary torch optimizer over the parameters of ``loop.network``, in mid-flight: its
+        state
             and hyperparameters are copied, so that training goes on where a hand-written loop left off.
 
     Raises:
@@ -228,12 +229,12 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
         params,
         buffers,
         optimizer_state,
-        callbacks={callback.id: () for callback in loop.callbacks},  # type: ignore[union-attr]
+        callbacks=dict.fromkeys((c.id for c in loop.callbacks), ()),
         seed=seed,
         trainable=loop.optimizer.covers(requires_grad),
         measures={"train": (), "valid": ()},
     )
-    slots = {c.id: c.init(ctx) for c in map(lambda c: c.as_callback(), loop.callbacks) if c.init is not None}  # noqa: C417
+    slots = {c.id: c.init(ctx) for c in loop.callbacks if c.init is not None}
     for id, slot in slots.items():
         check_plain(slot, f"the initial state of callback {id!r}")
     return evolve(ctx, callbacks={**ctx.callbacks, **slots})

@@ -27,7 +27,7 @@ class Measure:
 
 
 def measure(
-    id: str,  # noqa: A002
+    id: str,
     fn: Callable[[Any, Any], Any] | None = None,
     *,
     minimize: bool | None = None,
@@ -37,15 +37,16 @@ def measure(
 ) -> Measure:
     """A measure, in one of two forms.
 
-    With ``fn`` the score is ``fn(y_hat, y)`` over the predictions and targets of the whole epoch, concatenated along the
-    first axis; they are kept until the epoch ends, once for all measures of this form. With ``init``, ``update`` and
-    ``compute`` memory is constant: ``state = init()``, then ``state = update(state, y_hat, y)`` for every batch, and the
-    score is ``compute(state)``. The state is a tree of tensors and numbers; none of the functions may write to it.
+    With ``fn`` the score is ``fn(y_hat, y)`` over the predictions and targets of the whole epoch, concatenated along
+    the first axis; they are kept until the epoch ends, once for all measures of this form. With ``init``, ``update``
+    and ``compute`` memory is constant: ``state = init()``, then ``state = update(state, y_hat, y)`` for every batch,
+    and the score is ``compute(state)``. The state is a tree of tensors and numbers; none of the functions may write
+    to it.
 
     Args:
         id: the name of the score.
-        fn: a function of predictions ``(rows, ...)`` and targets ``(rows, ...)`` that returns a number or scalar tensor.
-        minimize: whether lower is better; ``None`` if there is no better.
+        fn: a function of predictions ``(rows, ...)`` and targets ``(rows, ...)`` that returns a number or scalar
+        tensor. minimize: whether lower is better; ``None`` if there is no better.
 
     Raises:
         TypeError: neither form is given in full, or both are.
@@ -112,8 +113,8 @@ def _concatenate(*leaves: Any) -> Any:
         return torch.cat(leaves)
     except RuntimeError as error:
         error.add_note(
-            "the predictions or targets of several batches can't be joined along their first axis, as a whole-epoch measure "
-            "needs: use measure(id, init=..., update=..., compute=...)"
+            "the predictions or targets of several batches can't be joined along their first axis, as a whole-epoch "
+            "measure needs: use measure(id, init=..., update=..., compute=...)"
         )
         raise
 

@@ -77,8 +77,8 @@ def check_network(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             raise ValueError(
-                f"{type(part).__name__} at {name or 'the root'!r} keeps state in get_extra_state(), outside of parameters "
-                "and buffers, where a pure function can't follow it: register that state as buffers"
+                f"{type(part).__name__} at {name or 'the root'!r} keeps state in get_extra_state(), outside of "
+                "parameters and buffers, where a pure function can't follow it: register that state as buffers"
             )
 
 
@@ -86,12 +86,12 @@ def private_copy(module: nn.Module) -> nn.Module:
     """A copy of ``module`` that shares its tensors and nothing else."""
     memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     try:
-        return copy.deepcopy(module, memo)  # type: ignore[arg-type]
+        return copy.deepcopy(module, memo)
     except Exception as error:
         error.add_note(
-            f"the network ({type(module).__name__}) can't be copied, which the loop needs in order not to write to yours. "
-            "A tensor that is an attribute but neither parameter nor buffer is a common reason: the old torch.nn.utils."
-            "weight_norm makes one, torch.nn.utils.parametrizations.weight_norm does not"
+            f"the network ({type(module).__name__}) can't be copied, which the loop needs in order not to write to "
+            "yours. A tensor that is an attribute but neither parameter nor buffer is a common reason: the old "
+            "torch.nn.utils.weight_norm makes one, torch.nn.utils.parametrizations.weight_norm does not"
         )
         raise
 
@@ -113,7 +113,8 @@ def _renormalised(module: nn.Module) -> Iterator[str]:
 
 
 def state_names(module: nn.Module) -> dict[str, str]:
-    """The names of ``module.state_dict()``, each with the first name of its tensor (they differ where tensors are tied)."""
+    """The names of ``module.state_dict()``, each with the first name of its tensor (they differ where tensors are
+    tied)."""
     first = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     return {name: first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
 

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from .borrowed import Borrowed, Closure, State, Tensors, copied, fill, is_number, numbers_of
+from .borrowed import Borrowed, Closure, State, Tensors, copied, fill, is_number, numbers_of, without_params
 from .errors import StateDictError
 from .kernels import fast_update
 from .patterns import Patterns, check_patterns, select
@@ -34,8 +34,8 @@ def optimizer(
         cls: any subclass of `torch.optim.Optimizer`.
         params: which parameters it updates, as a pattern of names, a list of patterns or a function of the name;
             by default all.
-        groups: parameter groups, ``{"params": patterns, **own hyperparameters}``; a parameter belongs to the first
-            group that matches, and those that no group matches form the last group.
+        groups: parameter groups, ``{"params": patterns, **own hyperparameters}``; a parameter belongs to the
+            first group that matches, and those that no group matches form the last group.
         hyperparameters: arguments of ``cls``, such as ``lr`` or ``fused=True``.
 
     Raises:
@@ -50,27 +50,20 @@ def optimizer(
     >>> new["0.bias"], params["0.bias"]
     (tensor([0.9000, 0.9000]), tensor([1., 1.]))
     """
-    if isinstance(cls, torch.optim.Optimizer):
-        name = type(cls).__name__
-        raise TypeError(
-            f"optimizer() takes the class, not an instance: optimizer(torch.optim.{name}, lr=...); "
-            "the parameters come from the network"
-        )
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise TypeError(f"optimizer() takes a subclass of torch.optim.Optimizer, not {cls!r}")
+    _check_class(cls)
     if params is not None:
         check_patterns(params, "params")
-    groups = tuple(map(_checked_group, groups))
-    _check_known(cls, hyperparameters, _arguments(cls))
-    defaults = _checked_defaults(cls, hyperparameters)
+    _check_known(cls, hyperparameters, _arguments(cls, hyperparameters))
+    defaults = _defaults(cls, hyperparameters)
     for group in groups:
-        own = _own(group)
+        _check_group(group)
+        own = without_params(group)
         _check_known(cls, own, defaults)
-        _checked_defaults(cls, hyperparameters | own)
+        # torch looks at the values of the defaults alone.
+        _defaults(cls, hyperparameters | own)
     if groups:
-        placeholders = [{**_own(group), "params": [torch.zeros(1, 1)]} for group in groups]
-        cls(placeholders + [{"params": [torch.zeros(1, 1)]}], **hyperparameters)
-    return Optimizer(cls, copied(hyperparameters), params, groups)
+        cls([{**group, "params": [torch.zeros(1, 1)]} for group in groups], **hyperparameters)
+    return Optimizer(cls, copied(hyperparameters), params, tuple(copied(group) for group in groups))
 
 
 @attrs.frozen(eq=False)
@@ -78,18 +71,20 @@ class Optimizer:
     """A `torch.optim` class with its hyperparameters and groups; made by `optimizer`.
 
     Its state is ``{"groups": [{hyperparameter: value}, ...], "slots": {parameter: {...}}}``: the numbers among the
-    hyperparameters (tuples as lists), free to be changed at any time, and what torch keeps for every parameter, made
-    when torch makes it. Flags such as ``fused`` and ``nesterov`` do not change and are not in the state.
+    hyperparameters (tuples as lists), free to be changed at any time, and what torch keeps for every parameter,
+    made when torch makes it. Flags such as ``fused`` and ``nesterov`` do not change and are not in the state.
+
+    ``needs_closure`` says whether a step evaluates the network itself, as that of `torch.optim.LBFGS` does.
     """
 
     cls: type[torch.optim.Optimizer]
     hyperparameters: dict[str, Any]
-    params: Patterns | None
-    groups: tuple[dict[str, Any], ...]
+    params: Patterns | None = None
+    groups: tuple[dict[str, Any], ...] = ()
+    needs_closure: bool = attrs.field(init=False)
 
-    @property
-    def needs_closure(self) -> bool:
-        """Whether a step evaluates the network itself, as `torch.optim.LBFGS` does."""
+    @needs_closure.default
+    def _closure_is_required(self) -> bool:
         closure = inspect.signature(self.cls.step).parameters.get("closure")
         return closure is not None and closure.default is inspect.Parameter.empty
 
@@ -98,6 +93,9 @@ class Optimizer:
 
         Raises:
             ValueError: a pattern of ``params`` matches no name.
+
+        >>> optimizer(torch.optim.SGD, params="head.*").covers(["body.weight", "head.weight"])
+        ('head.weight',)
         """
         return tuple(names if self.params is None else select(self.params, names, "pattern of params"))
 
@@ -107,36 +105,50 @@ class Optimizer:
         Raises:
             ValueError: a pattern matches no name, or all that a group matches belongs to earlier groups.
         """
-        left = self.covers(names)
-        members = []
+        covered = self.covers(names)
+        left, members = list(covered), []
         for i, group in enumerate(self.groups):
-            matched = select(group["params"], self.covers(names), f"pattern of group {i}")
+            matched = select(group["params"], covered, f"pattern of group {i}")
             own = [name for name in left if name in matched]
             if not own:
                 raise ValueError(f"group {i} is empty: all that {group['params']!r} matches is in earlier groups")
-            left = tuple(name for name in left if name not in own)
+            left = [name for name in left if name not in matched]
             members.append(own)
-        return [*members, list(left)] if left or not members else members
+        return [*members, left] if left or not members else members
 
     def init(self, params: Tensors) -> State:
-        """The state before the first update of ``params``."""
-        params = detached(params)
+        """The state before the first update.
+
+        Args:
+            params: all parameters by name.
+
+        Raises:
+            ValueError: ``params`` and the patterns, or the class and its flags, do not go together.
+
+        >>> optimizer(torch.optim.SGD, lr=0.1).init({"weight": torch.ones(2)})
+        {'groups': [{'lr': 0.1, 'momentum': 0, 'dampening': 0, 'weight_decay': 0}], 'slots': {}}
+        """
+        params = _detached(params)
         instance = self._instance(params)
-        slots = {name: dict(instance.state[p]) for name, p in self._members(params) if p in instance.state}
-        return {"groups": [numbers_of(group) for group in instance.param_groups], "slots": copied(slots)}
+        return {"groups": list(map(numbers_of, instance.param_groups)), "slots": self._slots(instance, params)}
 
     def update(
         self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
     ) -> tuple[Tensors, State]:
         """One step: the new parameters and the new state; nothing that is given is written to.
 
+        For many steps use `updater`, which plans once.
+
         Args:
-            grads: gradients by name; a parameter without one is returned as it is, its slot too.
+            grads: gradients by name; a parameter without one is returned as it is, and its slot too.
             state: from `init` or an earlier update.
             params: all parameters by name.
             closure: ``closure(params) -> (loss, grads)`` at other parameters, for classes that need it.
 
-        Use `updater` for many steps: it plans once.
+        >>> sgd = optimizer(torch.optim.SGD, lr=0.5)
+        >>> params = {"weight": torch.ones(2)}
+        >>> sgd.update({"weight": torch.ones(2)}, sgd.init(params), params)[0]
+        {'weight': tensor([0.5000, 0.5000])}
         """
         return self.updater(params)(grads, state, params, closure)
 
@@ -145,8 +157,8 @@ class Optimizer:
 
         It holds a private instance of the class, and so must not be called from two threads at once.
         """
-        instance, names = self._instance(detached(params)), self.group_names(params)
-        fast = fast_update(self.cls, names, list(map(_own, instance.param_groups)), params)
+        names, instance = self.group_names(params), self._instance(_detached(params))
+        fast = fast_update(self.cls, names, list(map(without_params, instance.param_groups)), params)
         generic = Borrowed(instance, names, self.needs_closure)
         if fast is None:
             return generic
@@ -154,14 +166,23 @@ class Optimizer:
         def update(
             grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
         ) -> tuple[Tensors, State]:
-            return fast(grads, state, params) or generic(grads, state, params, closure)
+            return fast(grads, state, params) or generic(grads, state, params)
 
         return update
 
     def to_torch(self, params: Tensors, state: State) -> torch.optim.Optimizer:
-        """An ordinary optimizer of ``params`` (`torch.nn.Parameter`), which goes on from its own copy of ``state``."""
+        """An ordinary optimizer, which goes on from its own copy of ``state``.
+
+        Args:
+            params: the tensors (`torch.nn.Parameter`) that it is to update, by name.
+
+        >>> sgd = optimizer(torch.optim.SGD, lr=0.5)
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> sgd.to_torch({"weight": weight}, sgd.init({"weight": weight})).param_groups[0]["lr"]
+        0.5
+        """
         instance = self._instance(params)
-        fill(instance, state, dict(self._members(params)))
+        fill(instance, state, {name: params[name] for name in self.covers(params)})
         return instance
 
     def from_torch(self, instance: torch.optim.Optimizer, params: Tensors) -> State:
@@ -174,83 +195,105 @@ class Optimizer:
             params: the tensors that ``instance`` updates, by name.
 
         Raises:
-            ValueError: the class, the groups or the flags differ; the message lists all differences.
+            StateDictError: the class, the groups or the flags differ; it lists all differences.
         """
         if type(instance) is not self.cls:
-            raise StateDictError(f"a {type(instance).__name__} can't be continued as a {self.cls.__name__}")
+            raise StateDictError(f"the state of {type(instance).__name__} can't be continued by {self.cls.__name__}")
         names = {id(param): name for name, param in params.items()}
         theirs = {
-            tuple(names.get(id(p), f"unnamed {tuple(p.shape)}") for p in group["params"]): group
+            tuple(names.get(id(p), f"unknown of shape {tuple(p.shape)}") for p in group["params"]): group
             for group in instance.param_groups
         }
         groups, differences = [], []
         for members, ours in zip(self.group_names(params), self._instance(params).param_groups, strict=True):
             group = theirs.pop(tuple(members), None)
             if group is None:
-                differences.append(f"no group of the torch optimizer is {members}, in this order")
+                differences.append(f"no group of the torch optimizer has the parameters {members}, in this order")
                 continue
-            differences += [
-                f"{key} of the group {members} is {group.get(key, 'missing')!r}, and here {value!r}"
-                for key, value in _own(ours).items()
-                if key not in group or is_number(group[key]) != is_number(value) or not (is_number(value) or group[key] == value)
-            ]
+            differences += [f"group {members}: {line}" for line in _differing_flags(group, ours)]
             groups.append(numbers_of({key: value for key, value in group.items() if key in ours}))
-        differences += [f"only the torch optimizer has a group {list(members)}" for members in theirs]
+        differences += [f"only the torch optimizer has the group {list(members)}" for members in theirs]
         if differences:
-            raise StateDictError("the torch optimizer does not fit this optimizer", differences)
-        slots = {n: copied(dict(instance.state[p])) for n, p in self._members(params) if p in instance.state}
-        return {"groups": groups, "slots": slots}
+            raise StateDictError("the torch optimizer and this optimizer differ", differences)
+        return {"groups": groups, "slots": self._slots(instance, params)}
 
-    def _members(self, params: Tensors) -> list[tuple[str, Tensor]]:
-        return [(name, params[name]) for name in self.covers(params)]
+    def _slots(self, instance: torch.optim.Optimizer, params: Tensors) -> State:
+        return {n: copied(instance.state[params[n]]) for n in self.covers(params) if params[n] in instance.state}
 
     def _instance(self, params: Tensors) -> torch.optim.Optimizer:
         """A `torch.optim` optimizer of ``params``."""
-        own = [*map(_own, self.groups), {}]
-        groups: list[dict[str, Any]] = [
-            {**hyperparameters, "params": [params[name] for name in names]}
-            for hyperparameters, names in zip(own, self.group_names(params), strict=False)
+        names = self.group_names(params)
+        own = [*self.groups, {}][: len(names)]
+        groups = [
+            {**group, "params": [params[name] for name in members]} for group, members in zip(own, names, strict=True)
         ]
-        return self.cls(groups, **copied(self.hyperparameters))
+        try:
+            instance = self.cls(groups, **copied(self.hyperparameters))
+        except ValueError as error:
+            error.add_note(f"{self.cls.__name__} was given {names}; optimizer(..., params=patterns) chooses")
+            raise
+        on_cpu = [name for name in self.covers(params) if params[name].is_cpu]
+        if on_cpu and any(group.get("capturable") for group in instance.param_groups):
+            raise ValueError(f"capturable=True is for accelerators, but {on_cpu[0]!r} is on the CPU; leave it out")
+        return instance
 
 
-def _checked_group(group: dict[str, Any]) -> dict[str, Any]:
+def _differing_flags(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterable[str]:
+    """Hyperparameters that are missing, or that are no numbers and not the same; numbers may have changed."""
+    for key, value in without_params(ours).items():
+        if key not in theirs:
+            yield f"{key!r} is missing"
+        elif not (is_number(value) and is_number(theirs[key])) and theirs[key] != value:
+            yield f"{key} is {theirs[key]!r}, and here {value!r}"
+
+
+def _detached(params: Tensors) -> Tensors:
+    return {name: param.detach() for name, param in params.items()}
+
+
+def _arguments(cls: type[torch.optim.Optimizer], given: Iterable[str]) -> list[str]:
+    """The names of the hyperparameters of ``cls``; all that are given if it takes any."""
+    arguments = inspect.signature(cls).parameters.values()
+    named = [argument.name for argument in arguments if argument.name != "params"]
+    return [*named, *given] if any(a.kind is a.VAR_KEYWORD for a in arguments) else named
+
+
+def _check_class(cls: object) -> None:
+    if isinstance(cls, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer() takes the class, not an instance: optimizer({type(cls).__name__}, lr=...); "
+            "the parameters come from the network"
+        )
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise TypeError(f"optimizer() takes a subclass of torch.optim.Optimizer, not {cls!r}")
+
+
+def _check_group(group: object) -> None:
     if not isinstance(group, dict) or "params" not in group:
-        raise ValueError(f'a group is a dict such as {{"params": "*.bias", "weight_decay": 0.0}}, not {group!r}')
+        raise ValueError(f'a group is a dict such as {{"params": "*.bias", "lr": 0.01}}, not {group!r}')
     check_patterns(group["params"], 'the "params" of a group')
-    return copied(group)
 
 
-def _own(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
-
-
-def _arguments(cls: type[torch.optim.Optimizer]) -> list[str]:
-    return [name for name in inspect.signature(cls).parameters if name != "params"]
-
-
-def _check_known(cls: type, given: Iterable[str], known: Iterable[str]) -> None:
+def _check_known(cls: type[torch.optim.Optimizer], given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in known:
             raise TypeError(f"{cls.__name__} has no hyperparameter {name!r}{did_you_mean(name, known)}")
 
 
-def _checked_defaults(cls: type[torch.optim.Optimizer], hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """All hyperparameters of a group, with the values of ``hyperparameters`` where given."""
+def _defaults(cls: type[torch.optim.Optimizer], hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """All hyperparameters of ``cls``, once ``cls`` and we have accepted those given."""
+    for name, value in hyperparameters.items():
+        if _has_nan(value):
+            raise ValueError(f"{cls.__name__}: {name} is NaN")
     defaults = cls([torch.zeros(1, 1)], **hyperparameters).defaults
-    for name, value in defaults.items():
-        if is_number(value) and _has_nan(value):
-            raise ValueError(f"{name} of {cls.__name__} is NaN")
     if defaults.get("differentiable"):
-        raise ValueError("differentiable=True")
+        raise ValueError("differentiable=True can't work: the update is made on copies, without a graph; leave it out")
     return defaults
 
 
 def _has_nan(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(_has_nan, value))
-    return bool(value.isnan().any()) if isinstance(value, Tensor) else math.isnan(value)
-
-
-def detached(params: Tensors) -> Tensors:
-    return {name: param.detach() for name, param in params.items()}
+    if isinstance(value, Tensor):
+        return bool(value.isnan().any())
+    return isinstance(value, float) and math.isnan(value)

@@ -14,7 +14,9 @@ from .rng import fold_in, seeded
 
 @attrs.define(eq=False)
 class Order:
-    """Row numbers of an epoch, as a function of (seed, epoch): one after the other, shuffled, weighted or sampled.
+    """Row numbers of an epoch, as a function of (seed, epoch).
+
+    They come one after the other, shuffled, drawn by weights, or from a sampler.
 
     The order drawn last is remembered, so that a run in small pieces doesn't draw it for every piece.
     """
@@ -66,12 +68,20 @@ def make_order(rows: int, shuffle: bool, sampler: Iterable[int] | None, weights:
 
     Raises:
         TypeError: ``shuffle`` is not a bool, ``sampler`` has no length or can be read only once.
-        ValueError: more than one of them, an empty sampler or one with a generator of its own, or weights that are
-            not one finite number ≥ 0 per row.
+        ValueError: more than one of them, an empty sampler or one with a generator of its own, or weights that
+            are not one finite number ≥ 0 per row.
     """
     if type(shuffle) is not bool:
         raise TypeError(f"shuffle must be True or False, not {shuffle!r}")
-    chosen = [n for n, on in [("shuffle", shuffle), ("sampler", sampler is not None), ("weights", weights is not None)] if on]
+    chosen = [
+        n
+        for n, on in [
+            ("shuffle", shuffle),
+            ("sampler", sampler is not None),
+            ("weights", weights is not None),
+        ]
+        if on
+    ]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} exclude each other: each decides the order of the rows")
     if sampler is not None:
@@ -90,8 +100,8 @@ def _check_sampler(sampler: Any) -> None:
     for part in (sampler, getattr(sampler, "sampler", None)):
         if getattr(part, "generator", None) is not None:
             raise ValueError(
-                f"sampler: {type(part).__name__} has a generator of its own, so its order would depend on how often "
-                "it was read; leave generator= out, and the order follows from the seed of the run and the epoch"
+                f"sampler: {type(part).__name__} has a generator of its own, so its order would depend on how "
+                "often it was read; leave generator= out: the order follows from the seed of the run and the epoch"
             )
 
 

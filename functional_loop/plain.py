@@ -19,7 +19,8 @@ def check_plain(tree: Any, where: str) -> None:
     >>> check_plain({"best": [1.0, object()]}, "the state of callback 'best'")
     Traceback (most recent call last):
         ...
-    TypeError: the state of callback 'best' can't be saved: ['best'][1] is of type object; use dicts with string keys, lists, tensors, int, float, bool, str or None
+    TypeError: the state of callback 'best' can't be saved: ['best'][1] is of type object; use dicts with string keys,
+    lists, tensors, int, float, bool, str or None
     """
     if found := _unplain(tree, ""):
         path, kind = found

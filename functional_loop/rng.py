@@ -62,8 +62,10 @@ def _mix(x: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """A region in which torch (CPU, and CUDA where it is in use), numpy and `random` start from ``seed``.
 
-    The states from before are put back at the end, also after an error. ``seed`` is from 0 to 2**32 - 1, as `fold_in`
-    makes them.
+    The states from before are put back at the end, also after an error.
+
+    Raises:
+        ValueError: ``seed`` is not from 0 to 2**32 - 1, as `fold_in` makes them.
 
     >>> def draw():
     ...     with seeded(fold_in(0, "augmentation", 3)):
@@ -71,6 +73,8 @@ def seeded(seed: int) -> Iterator[None]:
     >>> draw() == draw()
     True
     """
+    if not 0 <= seed <= _MASK:
+        raise ValueError(f"a seed is from 0 to 2**32 - 1, not {seed}; fold_in(seed, stream) makes one of any integer")
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state(legacy=False) if numpy is not None else None
@@ -106,4 +110,4 @@ class torch_seeded:  # noqa: N801  (a context manager, named like the function t
 
 
 def _cuda_generators() -> tuple[torch.Generator, ...]:
-    return torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]

@@ -72,6 +72,11 @@ class Callback:
         init: a function of the first context that makes the initial state; without it the state is ``()``.
         weight: callbacks run by ascending weight within a stage, equal weights in the order of the loop's list.
         kind: the class of the callback, which is part of its identity: a state saved by one kind is refused by another.
+        resume: run when a run is entered after ``begin``, in a process that may be new; for effects, like ``exit``: what
+            it returns is checked and dropped.
+        volatile: its state is kept over restarts but is not the same in every run (a clock's): it is no part of the
+            digest nor of the run's identity, and the callback may come and go.
+        source: what the callback was made from, for others to find; ``None`` if it is pure.
         hooks: a function ``Context -> Context`` by stage; see `STAGES`.
 
     Raises:
@@ -92,15 +97,21 @@ class Callback:
     init: Callable[[Context], Any] | None
     weight: float
     kind: str
+    resume: Hook | None
+    volatile: bool
+    source: Any
     hooks: dict[str, Hook]
 
     def __init__(
         self,
-        id: str,  # noqa: A002
+        id: str,
         *,
         init: Callable[[Context], Any] | None = None,
         weight: float = 0.0,
         kind: str = "",
+        resume: Hook | None = None,
+        volatile: bool = False,
+        source: Any = None,
         **hooks: Unpack[Hooks],
     ) -> None:
         if not isinstance(id, str):
@@ -111,13 +122,19 @@ class Callback:
             raise TypeError(f"callback {id!r}: the weight is a number, not {weight!r}")
         if math.isnan(weight):
             raise ValueError(f"callback {id!r}: the weight is NaN, which has no place in an order")
-        for stage, hook in {**hooks, "init": init}.items():
-            if stage not in (*STAGES, "init"):
-                raise TypeError(f"callback {id!r}: no stage {stage!r}{did_you_mean(stage, STAGES)}")
-            if hook is not None and not callable(hook):
-                raise TypeError(f"callback {id!r}: {stage} must be a function of the context, not {hook!r}")
-        given = {stage: hook for stage in STAGES if (hook := hooks.get(stage)) is not None}
-        self.__attrs_init__(id, init, float(weight), kind, given)  # type: ignore[attr-defined]
+        given: dict[str, Any] = {**hooks}
+        for name, function in {"init": init, "resume": resume, **given}.items():
+            if name not in ("init", "resume", *STAGES):
+                raise TypeError(f"callback {id!r}: no stage {name!r}{did_you_mean(name, STAGES)}")
+            if function is not None and not callable(function):
+                raise TypeError(f"callback {id!r}: {name} must be a function of the context, not {function!r}")
+        ordered = {stage: given[stage] for stage in STAGES if given.get(stage) is not None}
+        self.__attrs_init__(id, init, float(weight), kind, resume, volatile, source, ordered)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a run with this callback is another run than one without it."""
+        return self.init is not None and not self.volatile
 
     def as_callback(self) -> Callback:
         """The callback itself: what a Loop asks of everything in ``callbacks``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,15 @@ from .stages import BOUNDARIES
 
 VERSION = 1
 
-_PLACE = {"seed": int, "epoch": int, "step": int, "step_valid": int, "global_step": int, "stage": str, "terminate": bool}
+_PLACE = {
+    "seed": int,
+    "epoch": int,
+    "step": int,
+    "step_valid": int,
+    "global_step": int,
+    "stage": str,
+    "terminate": bool,
+}
 _TREES = ("last_loss", "last_scores_train", "last_scores_valid", "measures", "accumulated", "data")
 
 StateDict = dict[str, Any]
@@ -44,15 +53,13 @@ def state_dict(ctx: Context) -> StateDict:
     """
     if any(getattr(ctx, name) != () for name in STEP_SCOPED):
         raise ValueError(
-            f"state_dict: the context was taken in the middle of batch {ctx.step} of epoch {ctx.epoch}, after which training "
-            "can't be continued; a hook that saves should do so at 'epoch_end', or pass boundary(ctx, stage) from the last "
-            "hook of 'batch_end'"
+            f"state_dict: the context was taken in the middle of batch {ctx.step} of epoch {ctx.epoch}, where training "
+            "can't be continued from; a hook that saves passes boundary(ctx, stage) as the last hook of its stage"
         )
     for id, slot in ctx.callbacks.items():
         check_plain(slot, f"the state of callback {id!r}")
     names = state_names(ctx.loop.template())
     values = {**ctx.params, **ctx.buffers}
-    kinds = {c.id: c.kind for c in ctx.loop.callbacks}  # type: ignore[union-attr]
     return {
         "version": VERSION,
         "fingerprint": fingerprint(ctx.loop),
@@ -61,22 +68,33 @@ def state_dict(ctx: Context) -> StateDict:
         "buffers": {name: buffer for name, buffer in ctx.buffers.items() if name not in names},
         "trainable": list(ctx.trainable),
         "optimizer": encode(ctx.optimizer_state),
-        "callbacks": {
-            id: {"kind": kinds[id], "state": encode(slot)}
-            for id, slot in ctx.callbacks.items()
-            if not (type(slot) is tuple and not slot)
-        },
+        "callbacks": _slots(ctx, volatile=False),
+        "volatile": _slots(ctx, volatile=True),
         **{name: encode(getattr(ctx, name)) for name in _TREES},
     }
 
 
-def load_state_dict(ctx: Context, sd: StateDict) -> Context:
-    """The context that ``sd`` was taken from, in the loop of ``ctx`` (a fresh ``init(loop)``); the seed is the saved one.
+def _slots(ctx: Context, volatile: bool) -> dict[str, Any]:
+    return {
+        c.id: {"kind": c.kind, "state": encode(slot)}
+        for c in ctx.loop.callbacks
+        if c.volatile is volatile and not (type(slot := ctx.callbacks[c.id]) is tuple and not slot)
+    }
+
+
+def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True) -> Context:
+    """The context that ``sd`` was taken from, in the loop of ``ctx`` (a fresh ``init(loop)``); the seed is the saved
+    one.
 
     Neither argument is written to, and the tensors are copies.
 
+    Args:
+        strict: with ``False`` callbacks may have come and gone: a state that no callback takes is dropped with a warning,
+            a callback without a saved state starts afresh.
+
     Raises:
-        StateDictError: the state dict belongs to another network, optimizer, data, measures or callbacks; every path that
+        StateDictError: the state dict belongs to another network, optimizer, data, measures or callbacks; every path
+        that
             differs is listed. Only values, and a longer ``epochs``, may differ.
 
     >>> from functional_loop.examples.digits import loop
@@ -87,13 +105,16 @@ def load_state_dict(ctx: Context, sd: StateDict) -> Context:
     """
     if not isinstance(sd, dict):
         raise TypeError(f"load_state_dict takes a state dict, not {type(sd).__name__}")
-    differences = list(_differences(ctx, sd))
+    differences = list(_differences(ctx, sd, strict))
     if differences:
         raise StateDictError("the state dict does not belong to this loop:", differences)
     device = ctx.loop.device
     names = {first: name for name, first in reversed(state_names(ctx.loop.template()).items())}
     saved = {**sd["buffers"], **{first: sd["network"][name] for first, name in names.items()}}
-    slots = {id: decode(entry["state"]) for id, entry in sd["callbacks"].items()}
+    entries = {**sd["callbacks"], **sd["volatile"]}
+    for id in sd["callbacks"].keys() - ctx.callbacks.keys():
+        warnings.warn(f"the saved state of callback {id!r} is dropped: the loop has no such callback", stacklevel=2)
+    slots = {id: decode(entry["state"]) for id, entry in entries.items() if id in ctx.callbacks}
     groups, by_name = decode(sd["optimizer"]["groups"]), decode(sd["optimizer"]["slots"])
     return evolve(
         ctx,
@@ -146,7 +167,7 @@ def digest(ctx: Context) -> str:
     True
     """
     sd = state_dict(ctx)
-    del sd["version"], sd["fingerprint"]
+    del sd["version"], sd["fingerprint"], sd["volatile"]
     hasher = hashlib.sha256()
     for piece in _canonical(sd):
         hasher.update(piece)
@@ -179,13 +200,15 @@ def _canonical(node: Any) -> Iterator[bytes | memoryview]:
 
 
 def fingerprint(loop: Loop) -> dict[str, Any]:
-    """What makes two loops the same run: plain values that a saved state must have in common with the loop it continues.
+    """What makes two loops the same run: plain values that a saved state must have in common with the loop it
+    continues.
 
-    Names, shapes and dtypes of the network, the optimizer's class and groups, the data, the measures, the callbacks that
-    keep a state, and how a batch is computed. Values of parameters and hyperparameters and the number of epochs are not in it.
+    Names, shapes and dtypes of the network, the optimizer's class and groups, the data, the measures, the callbacks
+    that keep a state, and how a batch is computed. Values of parameters and hyperparameters and the number of epochs
+    are not in it.
     """
     module = loop.template()
-    params = dict(module.named_parameters())
+    params: dict[str, Tensor] = dict(module.named_parameters())
     groups = loop.optimizer.group_names(params)
     hyperparameters = loop.optimizer.init(params)["groups"]
     return {
@@ -204,7 +227,7 @@ def fingerprint(loop: Loop) -> dict[str, Any]:
         "valid": loop.valid.fingerprint() if loop.valid is not None else None,
         "measures_train": [m.id for m in loop.measures_train],
         "measures_valid": [m.id for m in loop.measures_valid],
-        "callbacks": {c.id: c.kind for c in map(lambda c: c.as_callback(), loop.callbacks) if c.init is not None},  # noqa: C417
+        "callbacks": {c.id: c.kind for c in loop.callbacks if c.keeps_state},
         "accumulate": loop.accumulate,
         "autocast": str(loop.autocast) if loop.autocast is not None else None,
     }
@@ -237,16 +260,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _differences(ctx: Context, sd: StateDict) -> Iterator[str]:
+def _differences(ctx: Context, sd: StateDict, strict: bool) -> Iterator[str]:
     """Everything that keeps ``sd`` from being loaded into the loop of ``ctx``."""
-    expected = {"version", "fingerprint", *_PLACE, "network", "buffers", "trainable", "optimizer", "callbacks", *_TREES}
+    expected = {
+        "version",
+        "fingerprint",
+        *_PLACE,
+        "network",
+        "buffers",
+        "trainable",
+        "optimizer",
+        "callbacks",
+        "volatile",
+        *_TREES,
+    }
     if odd := expected ^ sd.keys():
-        yield from (f"{key}: {'missing in' if key in expected else 'unknown, but in'} what was saved" for key in sorted(odd))
+        yield from (
+            f"{key}: {'missing in' if key in expected else 'unknown, but in'} what was saved" for key in sorted(odd)
+        )
         return
     if sd["version"] != VERSION:
         yield f"version: {sd['version']} in what was saved, {VERSION} here"
         return
-    yield from compare(sd["fingerprint"], fingerprint(ctx.loop))
+    saved, here = dict(sd["fingerprint"]), fingerprint(ctx.loop)
+    if not strict:
+        saved["callbacks"] = here["callbacks"]
+    yield from compare(saved, here)
     for name, kind in _PLACE.items():
         if type(sd[name]) is not kind:
             yield f"{name}: {_short(sd[name])} in what was saved, must be of type {kind.__name__}"
@@ -258,12 +297,13 @@ def _differences(ctx: Context, sd: StateDict) -> Iterator[str]:
     for part, here in tensors.items():
         saved = {n: _kind(t) if isinstance(t, Tensor) else _short(t) for n, t in sd[part].items()}
         yield from compare(saved, {n: _kind(t) for n, t in here.items()}, part)
-    for part, known in (("trainable", ctx.params), ("optimizer/slots", ctx.params), ("callbacks", ctx.callbacks)):
-        node = sd["optimizer"]["slots"] if part == "optimizer/slots" else sd[part]
-        yield from (f"{part}/{name}: in what was saved, missing here" for name in node if name not in known)
+    for part, node in (("trainable", sd["trainable"]), ("optimizer/slots", sd["optimizer"]["slots"])):
+        yield from (f"{part}/{name}: in what was saved, missing here" for name in node if name not in ctx.params)
     shape = [sorted(group) for group in ctx.optimizer_state["groups"]]
     yield from compare([sorted(group) for group in sd["optimizer"]["groups"]], shape, "optimizer/groups")
-    for id, entry in sd["callbacks"].items():
-        kind = {c.id: c.kind for c in ctx.loop.callbacks}.get(id, entry["kind"])  # type: ignore[union-attr]
-        if entry["kind"] != kind:
-            yield f"callbacks/{id}: of kind {entry['kind']!r} in what was saved, {kind!r} here"
+    kinds = {c.id: c.kind for c in ctx.loop.callbacks}
+    for id, entry in {**sd["callbacks"], **sd["volatile"]}.items():
+        if entry["kind"] != kinds.get(id, entry["kind"]):
+            yield f"callbacks/{id}: of kind {entry['kind']!r} in what was saved, {kinds[id]!r} here"
+        if strict and id in sd["callbacks"] and id not in kinds:
+            yield f"callbacks/{id}: a state in what was saved, no such callback here"

@@ -36,7 +36,8 @@ class Gradients(NamedTuple):
 class Step:
     """The tensor program of a Loop, planned once: a private network, the loss, and the optimizer's update.
 
-    None of its methods writes to a tensor that it was given, and the outputs have no graph. One thread uses it at a time.
+    None of its methods writes to a tensor that it was given, and the outputs have no graph. One thread uses it at a
+    time.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -52,9 +53,7 @@ class Step:
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
     ) -> Gradients:
         """Loss, outputs, new buffers and gradients of one batch; its randomness is a function of ``seed``."""
-        leaves = {name: self._leaf(name, value) for name, value in params.items()}
-        for name in trainable:
-            leaves[name].requires_grad_()
+        leaves = self._leaves(params, trainable)
 
         def forward() -> tuple[Tensor, Any, Tensors]:
             with self._autocast():
@@ -66,9 +65,10 @@ class Step:
             loss, outputs, new_buffers = self._run(forward, seed, probe)
             if probe:
                 self._check(loss, trainable, leaves, versions)
-            grads = torch.autograd.grad(loss, [leaves[name] for name in trainable], allow_unused=True) if trainable else ()
+            wanted = [leaves[name] for name in trainable]
+            grads: tuple[Tensor | None, ...] = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
         if self.network.writes:
-            params = {name: leaves[name].detach() if name in self.network.writes else params[name] for name in params}
+            params = {name: leaves[name].detach() if name in self.network.writes else p for name, p in params.items()}
         return Gradients(
             loss.detach(),
             tree_detach(outputs),
@@ -80,8 +80,8 @@ class Step:
     def update(self, found: Gradients, optimizer_state: Any, again: Callable[[Tensors, Tensors], Gradients]) -> Any:
         """New parameters, optimizer state and buffers.
 
-        ``again(params, buffers)`` evaluates the batch at other parameters, for optimizers that ask for it (LBFGS); every
-        evaluation goes on with the buffers of the one before, as it does with a module.
+        ``again(params, buffers)`` evaluates the batch at other parameters, for optimizers that ask for it (LBFGS);
+        every evaluation goes on with the buffers of the one before, as it does with a module.
         """
         if not self.optimizer.needs_closure:
             return *self.updater(found.grads, optimizer_state, found.params, None), found.buffers
@@ -96,20 +96,29 @@ class Step:
         params, state = self.updater(found.grads, optimizer_state, found.params, closure)
         return params, state, buffers
 
-    def evaluate(self, params: Tensors, buffers: Tensors, x: Any, seed: int, probe: bool) -> Any:
+    def evaluate(
+        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], x: Any, seed: int, probe: bool
+    ) -> Any:
         """Outputs in evaluation mode, without a graph; whatever the network does to its buffers is dropped."""
+        leaves = self._leaves(params, trainable)
 
         def forward() -> Any:
             with self._autocast():
-                return self.network(params, buffers, x, training=False)[0]
+                return self.network(leaves, buffers, x, training=False)[0]
 
-        if self.network.writes:
-            params = {name: self._leaf(name, value) for name, value in params.items()}
         with torch.no_grad():
             return tree_detach(self._run(forward, seed, probe))
 
-    def _leaf(self, name: str, value: Tensor) -> Tensor:
-        return value.detach().clone() if name in self.network.writes else value.detach()
+    def _leaves(self, params: Tensors, trainable: tuple[str, ...]) -> Tensors:
+        """What stands for the parameters in the network. Also in evaluation those that are trainable require gradients:
+        some kernels (of GRU, for one) round differently where none does."""
+        leaves = {
+            name: value.detach().clone() if name in self.network.writes else value.detach()
+            for name, value in params.items()
+        }
+        for name in trainable:
+            leaves[name].requires_grad_()
+        return leaves
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:
@@ -135,7 +144,9 @@ class Step:
         if not isinstance(loss, Tensor):
             raise TypeError(f"the loss must return a scalar tensor, not {type(loss).__name__}")
         if loss.dim() != 0:
-            raise ValueError(f"the loss must return a scalar tensor, not one of shape {list(loss.shape)}: take its mean")
+            raise ValueError(
+                f"the loss must return a scalar tensor, not one of shape {list(loss.shape)}: take its mean"
+            )
         if trainable and not loss.requires_grad:
             raise ValueError(
                 "the loss does not depend on any trainable parameter: nothing can be learnt from it "
@@ -144,8 +155,8 @@ class Step:
         for (name, leaf), version in zip(leaves.items(), versions, strict=True):
             if leaf._version != version and name not in self.network.writes:
                 raise ValueError(
-                    f"the network writes to its parameter {name!r} in place when it is called, so that the context it was "
-                    "given is no longer what it was: make that tensor a buffer, or compute a new tensor instead"
+                    f"the network writes to its parameter {name!r} in place when it is called, so that the context "
+                    "that it was given has changed: make that tensor a buffer, or compute a new tensor instead"
                 )
 
 

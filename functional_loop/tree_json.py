@@ -51,9 +51,7 @@ def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 def _encode(node: Any, place: Place, found: dict[int, tuple[str, Tensor]]) -> Any:
     if len(place) > MAX_DEPTH:
-        raise ValueError(
-            f"can't save {_codify(place[:3])}…: it is nested deeper than {MAX_DEPTH} levels, or in itself"
-        )
+        raise ValueError(f"can't save {_codify(place[:3])}…: it is nested deeper than {MAX_DEPTH} levels, or in itself")
     if node is None or type(node) is bool:
         return node
     if type(node) is str:
@@ -79,9 +77,7 @@ def _encode(node: Any, place: Place, found: dict[int, tuple[str, Tensor]]) -> An
 def _encode_dict(node: dict[Any, Any], place: Place, found: dict[int, tuple[str, Tensor]]) -> dict[str, Any]:
     for key in node:
         if type(key) is not str:
-            raise TypeError(
-                f"can't save {_codify(place)}: its key {key!r} is of type {type(key).__name__}, not str"
-            )
+            raise TypeError(f"can't save {_codify(place)}: its key {key!r} is of type {type(key).__name__}, not str")
     items = {key: _encode(value, (*place, key), found) for key, value in node.items()}
     if any(key.startswith("$") or _SURROGATE.search(key) for key in items):
         return {"$dict": [[_encode(key, (), found), value] for key, value in items.items()]}
@@ -118,7 +114,8 @@ def decode(node: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree that `encode` was given, with ``tensors`` in their places.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError, RecursionError: `encode` makes no such node.
+        LookupError, TypeError, ValueError, AttributeError, RecursionError, struct.error: no such node is
+            made by `encode`.
 
     >>> decode(*encode({"a": [1, -0.0, None], "$b": 10**30}))
     {'a': [1, -0.0, None], '$b': 1000000000000000000000000000000}

@@ -1,0 +1,101 @@
+"""The adapter between object callbacks and the pure loop: for every stage a function of the context."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from ..context import Context
+from ..plain import check_plain
+from ..stages import STAGES, Callback
+from .lending import lend_tree
+from .mirror import Mirror
+from .view import ContextView
+
+if TYPE_CHECKING:
+    from .callback_set import CallbackSet
+
+_EVALUATING = ("batch_valid_begin", "batch_valid_end", "valid_end")
+
+
+class Adapter:
+    """Runs one `CallbackSet` as pure hooks.
+
+    Per stage: give the object the state in its slot, unless that is the one it produced last; hand it a view of the
+    context; call it; put what it wrote into the context, and its state into the slot.
+    """
+
+    def __init__(self, callback: CallbackSet) -> None:
+        self.callback = callback
+        self.id = callback.id
+        self._mirror: Mirror | None = None
+        self._pristine = self._produced = self._state("before training")
+
+    def as_callback(self) -> Callback:
+        kind = type(self.callback)
+        keeps_state = kind.state_dict is not _base().state_dict
+        stages = [s for s in STAGES if s in self.callback.stages or (s == "begin" and keeps_state)]
+        hooks: dict[str, Any] = {stage: functools.partial(self._hook, stage) for stage in stages}
+        return Callback(
+            self.id,
+            init=(lambda ctx: self._pristine) if keeps_state else None,
+            weight=self.callback.weight,
+            kind=f"{kind.__module__}.{kind.__qualname__}",
+            resume=self._resume,
+            volatile=self.callback.volatile,
+            source=self.callback,
+            **hooks,
+        )
+
+    def _hook(self, stage: str, ctx: Context) -> Context:
+        slot = ctx.callbacks[self.id]
+        if slot is not self._produced:
+            self._load(slot)
+        after = self._call(stage, ctx)
+        state = self._state(f"after on_{stage}")
+        if state is self._produced:
+            return after
+        self._produced = state
+        return after.with_callback_state(self.id, state)
+
+    def _resume(self, ctx: Context) -> Context:
+        """Enter a continued run: what ``on_begin`` builds is there when the state comes, what it writes is dropped."""
+        if "begin" in self.callback.stages:
+            self._call("begin", ctx)
+            self._load(ctx.callbacks[self.id])
+        return ctx
+
+    def _call(self, stage: str, ctx: Context) -> Context:
+        method = getattr(self.callback, f"on_{stage}", None)
+        if method is None:
+            return ctx
+        if self._mirror is None or self._mirror.loop is not ctx.loop:
+            self._mirror = Mirror(ctx.loop)
+        training = stage not in _EVALUATING
+        self._mirror.show(ctx, training)
+        view = ContextView(ctx, self._mirror, self.callback, training)
+        self.callback.ctx = view
+        try:
+            method()
+        finally:
+            self.callback.ctx = None
+        return view.collect()
+
+    def _load(self, slot: Any) -> None:
+        if slot != ():
+            self.callback.load_state_dict(lend_tree(slot))
+        self._produced = slot
+
+    def _state(self, when: str) -> Any:
+        """A copy of the object's state that it can't reach, or the slot it produced last where nothing changed."""
+        state = self.callback.state_dict()
+        if state is None:
+            return ()
+        check_plain(state, f"the state_dict() of {type(self.callback).__name__} {when}")
+        return lend_tree(state)
+
+
+def _base() -> type[CallbackSet]:
+    from .callback_set import CallbackSet
+
+    return CallbackSet

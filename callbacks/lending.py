@@ -1,0 +1,44 @@
+"""Tensors lent to code that may write to them, and a look at whether it did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..record import tensor_bytes
+
+# Copy-on-write clones are private API of torch: without them lending is a copy, and finding a change a comparison.
+_lazy_clone: Any = getattr(torch, "_lazy_clone", torch.clone)
+# Asking for `data_ptr()` would end the sharing.
+_address: Any = getattr(torch._C, "_data_address", Tensor.data_ptr)
+
+
+def lend(tensor: Tensor) -> Tensor:
+    """A tensor of the same values for somebody else to use and write to; it costs memory only when written to.
+
+    >>> mine = torch.zeros(2)
+    >>> lent = lend(mine)
+    >>> lent.data.add_(1)
+    tensor([1., 1.])
+    >>> mine, was_written(lent, mine)
+    (tensor([0., 0.]), True)
+    """
+    return _lazy_clone(tensor.detach())  # type: ignore[no-any-return]
+
+
+def was_written(lent: Tensor, original: Tensor) -> bool:
+    """Whether a tensor that was lent as a copy of ``original`` has other bits now."""
+    if lent.shape != original.shape or lent.dtype != original.dtype:
+        return True
+    return _address(lent) != _address(original) and tensor_bytes(lent) != tensor_bytes(original)
+
+
+def lend_tree(tree: Any) -> Any:
+    """`lend` for every tensor in nested dicts, lists and tuples, which are new."""
+    if isinstance(tree, Tensor):
+        return lend(tree)
+    if isinstance(tree, dict):
+        return {key: lend_tree(value) for key, value in tree.items()}
+    return type(tree)(map(lend_tree, tree)) if isinstance(tree, (list, tuple)) else tree

@@ -1,0 +1,153 @@
+"""A real module and a real optimizer that show a context to object callbacks, and what was done to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..borrowed import numbers_of
+from ..context import Context
+from ..loop import Loop
+from ..network import private_copy
+from ..record import evolve
+from .lending import lend, lend_tree, was_written
+
+
+class Mirror:
+    """The ``network`` and ``optimizer`` of one object callback.
+
+    Both are made when they are first asked for and then stay the same objects, so that a callback may keep them, or an
+    ``lr_scheduler`` built on them; `show` fills them with what a context holds, `changes` finds what was written.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self._network: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._params: dict[str, nn.Parameter] = {}
+        self._buffers: dict[str, Tensor] = {}
+        self._slots_shown = False
+
+    def network(self, ctx: Context, training: bool) -> nn.Module:
+        if self._network is None:
+            self._network = _with_own_tensors(self.loop)
+            self._params = dict(self._network.named_parameters())
+            self._buffers = dict(self._network.named_buffers())
+            self._show_network(ctx, training)
+        return self._network
+
+    def optimizer(self, ctx: Context, training: bool) -> torch.optim.Optimizer:
+        self.network(ctx, training)
+        if self._optimizer is None:
+            self._optimizer = self.loop.optimizer.to_torch(dict(self._params), ctx.optimizer_state)
+            # Schedulers warn if they step before the optimizer does; this one is stepped by the loop.
+            self._optimizer._opt_called = True  # type: ignore[attr-defined]
+        if not self._slots_shown:
+            self._show_slots(self._optimizer, ctx)
+        return self._optimizer
+
+    def show(self, ctx: Context, training: bool) -> None:
+        """Fill what has been made so far with the values of ``ctx``."""
+        self._slots_shown = False
+        if self._network is not None:
+            self._show_network(ctx, training)
+        if self._optimizer is not None:
+            for group, values in zip(self._optimizer.param_groups, ctx.optimizer_state["groups"], strict=True):
+                for key, value in values.items():
+                    group[key] = tuple(value) if isinstance(group[key], tuple) else lend_tree(value)
+
+    def _show_network(self, ctx: Context, training: bool) -> None:
+        assert self._network is not None
+        if self._network.training is not training:
+            self._network.train(training)
+        grads = ctx.grads or {}
+        for name, parameter in self._params.items():
+            parameter.data = lend(ctx.params[name])
+            parameter.requires_grad_(name in ctx.trainable)
+            parameter.grad = lend(grads[name]) if name in grads else None
+        for name, buffer in self._buffers.items():
+            buffer.data = lend(ctx.buffers[name])
+
+    def _show_slots(self, optimizer: torch.optim.Optimizer, ctx: Context) -> None:
+        optimizer.state.clear()
+        for name, slot in ctx.optimizer_state["slots"].items():
+            optimizer.state[self._params[name]] = lend_tree(slot)
+        self._slots_shown = True
+
+    def changes(self, ctx: Context) -> Context:
+        """``ctx`` with what was written to the network and the optimizer since it was shown."""
+        found: dict[str, Any] = {}
+        if self._network is not None:
+            found |= self._network_changes(ctx)
+        if self._optimizer is not None:
+            found |= self._optimizer_changes(self._optimizer, ctx)
+        return evolve(ctx, **found) if found else ctx
+
+    def _network_changes(self, ctx: Context) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for field, shown in (("params", self._params), ("buffers", self._buffers)):
+            before = getattr(ctx, field)
+            if written := {n: taken(t, before[n], n) for n, t in shown.items() if was_written(t, before[n])}:
+                found[field] = {**before, **written}
+        trainable = tuple(name for name, parameter in self._params.items() if parameter.requires_grad)
+        if set(trainable) != set(ctx.trainable):
+            if outside := set(trainable) - set(self.loop.optimizer.covers(self._params)):
+                raise ValueError(f"parameter {min(outside)!r} can't be made trainable: the optimizer does not cover it")
+            found["trainable"] = trainable
+        grads = {name: p.grad for name, p in self._params.items() if p.grad is not None}
+        before = ctx.grads or {}
+        if ctx.batch != () and (grads.keys() != before.keys() or any(was_written(grads[n], before[n]) for n in grads)):
+            found["grads"] = {name: lend(grad) for name, grad in grads.items()}
+        return found
+
+    def _optimizer_changes(self, optimizer: torch.optim.Optimizer, ctx: Context) -> dict[str, Any]:
+        state = ctx.optimizer_state
+        groups = [
+            {key: value for key, value in numbers_of(group).items() if key in before}
+            for group, before in zip(optimizer.param_groups, state["groups"], strict=True)
+        ]
+        slots = state["slots"]
+        if self._slots_shown:
+            shown = {name: optimizer.state[p] for name, p in self._params.items() if p in optimizer.state}
+            if _differ(shown, slots):
+                slots = {name: lend_tree(dict(slot)) for name, slot in shown.items()}
+        if slots is state["slots"] and not _differ(groups, state["groups"]):
+            return {}
+        return {"optimizer_state": {"groups": groups, "slots": slots}}
+
+
+def taken(written: Tensor, before: Tensor, name: str) -> Tensor:
+    """A tensor that a callback wrote, for the next context.
+
+    Raises:
+        ValueError: it has another shape, dtype or device than before.
+    """
+    for what in ("shape", "dtype", "device"):
+        if getattr(written, what) != getattr(before, what):
+            raise ValueError(f"{name!r} has {what} {getattr(before, what)}, but was set to {getattr(written, what)}")
+    return lend(written)
+
+
+def _differ(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return was_written(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() != b.keys() or any(_differ(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) != len(b) or any(map(_differ, a, b))
+    return bool(a != b) if not isinstance(a, Tensor) and not isinstance(b, Tensor) else True
+
+
+def _with_own_tensors(loop: Loop) -> nn.Module:
+    """A module of the network's structure whose parameters and buffers are its own objects; their values come later."""
+    module = private_copy(loop.template())
+    own: dict[int, Tensor] = {}
+    for part in module.modules():
+        for container in (part._parameters, part._buffers):
+            for key, tensor in container.items():
+                if tensor is not None:
+                    make = nn.Parameter if container is part._parameters else Tensor.clone
+                    container[key] = own.setdefault(id(tensor), make(tensor.detach()))  # type: ignore[assignment]
+    return module.to(loop.device)

@@ -1,0 +1,1 @@
+"""Loops that run as they are: handwritten digits, and a small language model."""

@@ -1,0 +1,308 @@
+"""Checkpoints on disk: a folder of verified files, one per saved step of one run."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+import functional_loop
+
+from . import checkpoint_file
+from .checkpoint_file import NewerFormatError
+from .context import Context
+from .errors import CheckpointError, StateDictError
+from .loop import Loop, init
+from .state import compare, load_state_dict, state_dict
+
+_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(-end)?\.safetensors")
+_PLACE = ("epoch", "step", "global_step", "stage", "terminate")
+
+
+@attrs.frozen(order=True)
+class _Entry:
+    """A file that is a checkpoint by its name; ``end`` if it is that of a finished run."""
+
+    global_step: int
+    end: bool
+    path: Path
+
+
+@attrs.frozen
+class _Intact:
+    path: Path
+    state: Any
+    seed: int
+
+
+class CheckpointStore:
+    """A folder of checkpoints of one run.
+
+    Args:
+        path: the folder; it is made when the first checkpoint is saved, and may hold other files too.
+        keep_last: how many steps to keep, counted back from the one just saved; ``None`` keeps all.
+
+    Raises:
+        ValueError: ``keep_last`` is less than 1.
+        NotADirectoryError: ``path`` is a file.
+
+    >>> import tempfile
+    >>> import functional_loop as fl
+    >>> x = torch.arange(8.0).unsqueeze(1)
+    >>> loop = fl.Loop(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.01),
+    ...                train=fl.batches(x, 2 * x, batch_size=4), epochs=2)
+    >>> store = CheckpointStore(tempfile.mkdtemp(), keep_last=3)
+    >>> ctx = fl.train(fl.init(loop, seed=0), steps=3)
+    >>> store.save(ctx).name
+    'step-00000003.safetensors'
+    >>> fl.digest(store.load(loop)) == fl.digest(ctx)
+    True
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep_last: int | None = None) -> None:
+        self.path = Path(path)
+        self.keep_last = keep_last
+        self._identity: dict[str, Any] | None = None
+        self._last_written: tuple[Path, tuple[int, ...]] | None = None
+        if keep_last is not None and (type(keep_last) is not int or keep_last < 1):
+            raise ValueError(f"keep_last must be an integer of at least 1, or None, not {keep_last!r}")
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path} is a file, and a checkpoint store is a folder")
+
+    def __repr__(self) -> str:
+        return f"CheckpointStore({str(self.path)!r}, keep_last={self.keep_last})"
+
+    def steps(self) -> list[int]:
+        """The values of ``global_step`` for which there is a file, ascending."""
+        return sorted({entry.global_step for entry in self._entries()})
+
+    def save(self, ctx: Context) -> Path:
+        """Save ``ctx`` durably, in place of an earlier boundary of the same step; then delete what is too old.
+
+        The context of a finished run is saved beside the last ``epoch_end`` of the run, from which training is
+        continued when ``epochs`` is raised.
+
+        Returns:
+            The file.
+
+        Raises:
+            StateDictError: the folder holds another run; the differences are listed.
+            CheckpointError: the file to be replaced is damaged, or belongs to another run.
+            OSError: the file could not be written; what was saved before is unharmed.
+        """
+        state = state_dict(ctx)
+        metadata = _describe(ctx, state)
+        identity = _identity(metadata)
+        path = self.path / _file_name(ctx)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._check_run(identity)
+        self._check_target(path, identity)
+        checkpoint_file.write(path, state, metadata)
+        self._identity = identity
+        self._last_written = path, _signature(path)
+        self._prune(ctx.global_step, identity)
+        return path
+
+    def load(self, loop: Loop, step: int | None = None) -> Context:
+        """The context saved at ``global_step`` ``step``, or the newest one, with every bit of its file verified.
+
+        Damaged files that are newer than the one loaded are named in a ``UserWarning``. The context of a finished
+        run is taken only where ``loop`` has nothing left to train, else the ``epoch_end`` before it.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint, or none of that step.
+            CheckpointError: all of them are damaged.
+            StateDictError: the checkpoint belongs to another loop; the differences are listed.
+        """
+        entries = [entry for entry in self._entries() if step in (None, entry.global_step)]
+        if not entries:
+            which = "" if step is None else f" of step {step}; there is {self.steps() or 'none'}"
+            raise FileNotFoundError(f"no checkpoint in {self.path}{which}")
+        found, damaged = _newest_intact(entries, loop)
+        if found is None:
+            raise CheckpointError("\n".join(str(error) for error in damaged.values()))
+        for error in damaged.values():
+            warnings.warn(f"{error}; using {found.path.name}", UserWarning, stacklevel=2)
+        return _load_into(init(loop, seed=found.seed), found)
+
+    def _entries(self) -> list[_Entry]:
+        """The files that are checkpoints by their names, oldest first."""
+        paths = (path for path in self.path.iterdir() if path.is_file()) if self.path.is_dir() else ()
+        named = ((_NAME.fullmatch(path.name), path) for path in paths)
+        return sorted(_Entry(int(name[1]), bool(name[2]), path) for name, path in named if name)
+
+    def _check_run(self, identity: dict[str, Any]) -> None:
+        saved = self._identity or _newest_identity(self._entries())
+        if saved is not None and (differences := list(compare(saved, identity))):
+            raise StateDictError(
+                f"{self.path} holds checkpoints of another run; give this run a folder of its own:", differences
+            )
+
+    def _check_target(self, path: Path, identity: dict[str, Any]) -> None:
+        """Nothing is written over but an intact file of this run: one just written here, or one that is verified."""
+        if not path.exists() or self._last_written == (path, _signature(path)):
+            return
+        try:
+            _, metadata = checkpoint_file.read(path)
+            saved = _identity(_of_a_run(metadata, path))
+        except CheckpointError as error:
+            raise CheckpointError(f"refused to write over a file that is not intact, move it away: {error}") from error
+        if differences := list(compare(saved, identity)):
+            raise CheckpointError(f"refused to write over {path}, which is of another run: {'; '.join(differences)}")
+
+    def _prune(self, newest: int, identity: dict[str, Any]) -> None:
+        """Delete the files of this run that are older than the last ``keep_last`` steps up to ``newest``."""
+        if self.keep_last is None:
+            return
+        own = [entry for entry in self._entries() if entry.global_step <= newest and _belongs(entry.path, identity)]
+        kept = sorted({entry.global_step for entry in own})[-self.keep_last :]
+        for entry in own:
+            if entry.global_step not in kept:
+                try:
+                    entry.path.unlink(missing_ok=True)
+                except OSError as error:
+                    warnings.warn(f"an old checkpoint could not be deleted: {error}", UserWarning, stacklevel=3)
+
+
+def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0) -> Context:
+    """The newest intact checkpoint in the folder ``path``, or the start of a new run if there is none.
+
+    A damaged file that is newer is renamed to ``….damaged``, and a ``UserWarning`` names it. Resuming a finished run
+    returns its final context and touches no file.
+
+    Raises:
+        StateDictError: the folder holds another run, or one with another seed; the differences are listed.
+        NotADirectoryError: ``path`` is a file.
+
+    >>> import tempfile
+    >>> import functional_loop as fl
+    >>> x = torch.arange(8.0).unsqueeze(1)
+    >>> loop = fl.Loop(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.01),
+    ...                train=fl.batches(x, 2 * x, batch_size=4), epochs=2)
+    >>> folder = tempfile.mkdtemp()
+    >>> ctx = fl.train(resume(loop, folder, seed=1), steps=3)
+    >>> _ = CheckpointStore(folder).save(ctx)
+    >>> resume(loop, folder, seed=1).global_step
+    3
+    """
+    found, damaged = _newest_intact(CheckpointStore(path)._entries(), loop)
+    ctx = init(loop, seed)
+    if found is not None:
+        if found.seed != seed:
+            raise StateDictError(
+                f"{path} holds a run with another seed; resume with that one, or give this run a folder of its own:",
+                [f"seed: {found.seed} in what was saved, {seed} here"],
+            )
+        ctx = _load_into(ctx, found)
+    for broken, error in damaged.items():
+        aside = _set_aside(broken)
+        instead = f"using {found.path.name}" if found else "starting from the beginning"
+        warnings.warn(f"{error}; renamed it to {aside.name}, {instead}", UserWarning, stacklevel=2)
+    return ctx
+
+
+def _file_name(ctx: Context) -> str:
+    return f"step-{ctx.global_step:08}{'-end' if ctx.stage == 'end' else ''}.safetensors"
+
+
+def _describe(ctx: Context, state: dict[str, Any]) -> dict[str, Any]:
+    """What can be known of a checkpoint without reading its tensors."""
+    return {
+        "seed": ctx.seed,
+        **{name: getattr(ctx, name) for name in _PLACE},
+        "epochs": ctx.loop.epochs,
+        "fingerprint": state["fingerprint"],
+        "versions": {"functional_loop": functional_loop.__version__, "torch": str(torch.__version__)},
+    }
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    return _of_a_run(checkpoint_file.read_metadata(path), path)
+
+
+def _of_a_run(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
+    if missing := {"seed", "fingerprint", *_PLACE} - metadata.keys():
+        raise CheckpointError(f"{path} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
+    return metadata
+
+
+def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"seed": metadata["seed"], "fingerprint": metadata["fingerprint"]}
+
+
+def _newest_identity(entries: list[_Entry]) -> dict[str, Any] | None:
+    for entry in reversed(entries):
+        try:
+            return _identity(_metadata(entry.path))
+        except NewerFormatError:
+            raise
+        except CheckpointError:
+            continue
+    return None
+
+
+def _belongs(path: Path, identity: dict[str, Any]) -> bool:
+    try:
+        return not any(compare(_identity(_metadata(path)), identity))
+    except (CheckpointError, OSError):
+        return False
+
+
+def _newest_intact(entries: list[_Entry], loop: Loop) -> tuple[_Intact | None, dict[Path, CheckpointError]]:
+    """The newest checkpoint from which ``loop`` goes on, and the damaged ones that are newer.
+
+    Raises:
+        NewerFormatError: it is not damage if a newer version wrote it, and going back behind it would lose work.
+        CheckpointError: only finished runs are left, and ``loop`` has more epochs than they have.
+    """
+    damaged: dict[Path, CheckpointError] = {}
+    passed_over = None
+    for entry in reversed(entries):
+        try:
+            if entry.end and not _is_final(_metadata(entry.path), loop):
+                passed_over = entry
+                continue
+            state, metadata = checkpoint_file.read(entry.path)
+            return _Intact(entry.path, state, _of_a_run(metadata, entry.path)["seed"]), damaged
+        except NewerFormatError:
+            raise
+        except CheckpointError as error:
+            damaged[entry.path] = error
+    if passed_over is not None:
+        raise CheckpointError(
+            f"{passed_over.path} is of a finished run and can't be trained for {loop.epochs} epochs; that needs the "
+            "checkpoint of an 'epoch_end' or an earlier stage, and there is no intact one"
+        )
+    return None, damaged
+
+
+def _is_final(metadata: dict[str, Any], loop: Loop) -> bool:
+    return bool(metadata["terminate"] or metadata["epoch"] >= loop.epochs)
+
+
+def _load_into(ctx: Context, found: _Intact) -> Context:
+    try:
+        return load_state_dict(ctx, found.state)
+    except StateDictError as error:
+        error.add_note(f"while loading {found.path}")
+        raise
+
+
+def _set_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    return path.rename(aside)
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """Differs when somebody else has written the file."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

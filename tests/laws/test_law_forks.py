@@ -1,0 +1,68 @@
+"""Contexts are values: runs that are forked, interleaved or in threads of one process equal runs on their own."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import functional_loop as fl
+from tests.loops import MEASURES, Spec
+from tests.strategies import IN_PROCESS, boundaries, examples, seeds, specs
+
+pytestmark = pytest.mark.filterwarnings("ignore:resuming in mid-epoch reads")
+
+# A loader with a state of its own can be read by one run at a time, and says so.
+SHARED = [name for name in IN_PROCESS if name != "stateful loader"]
+shared_specs = st.sampled_from(SHARED).flatmap(lambda data: specs(data=data))
+
+
+@given(shared_specs, seeds, seeds, st.lists(st.booleans(), max_size=60))
+def test_interleaved_runs_of_one_loop_equal_separate_runs(spec, seed, another_seed, turns):
+    alone = [[fl.digest(ctx) for ctx in boundaries(spec.loop(), s)][1:] for s in (seed, another_seed)]
+    loop = spec.loop()
+    runs = [fl.iterate(fl.init(loop, s)) for s in (seed, another_seed)]
+    together: list[list[str]] = [[], []]
+    for turn in turns:
+        together[turn] += [fl.digest(ctx) for ctx in (next(runs[turn], None),) if ctx is not None]
+    for run, digests in zip(runs, together, strict=True):
+        digests += [fl.digest(ctx) for ctx in run]
+    assert together == alone
+
+
+@given(shared_specs, seeds, st.data())
+def test_a_fork_does_not_disturb_the_run_that_it_leaves(spec, seed, data):
+    loop = spec.loop()
+    alone = [fl.digest(ctx) for ctx in boundaries(spec.loop(), seed)][1:]
+    fork_at = data.draw(st.integers(0, len(alone) - 1))
+    digests = []
+    for place, ctx in enumerate(fl.iterate(fl.init(loop, seed))):
+        digests.append(fl.digest(ctx))
+        if place == fork_at:
+            fl.train(ctx.with_hyperparameters(lr=0.001))
+            assert fl.digest(fl.train(ctx)) == alone[-1]
+    assert digests == alone
+
+
+@examples(0.5)
+@given(shared_specs, st.lists(seeds, min_size=2, max_size=4))
+def test_threads_that_train_one_loop_equal_sequential_runs(spec, many_seeds):
+    alone = [fl.digest(fl.train(fl.init(spec.loop(), seed))) for seed in many_seeds]
+    loop = spec.loop()
+    with ThreadPoolExecutor(len(many_seeds)) as threads:
+        together = list(threads.map(lambda seed: fl.digest(fl.train(fl.init(loop, seed))), many_seeds))
+    assert together == alone
+
+
+@pytest.mark.parametrize("data", SHARED)
+@pytest.mark.parametrize("network", ["mlp", "noisy"])
+def test_two_threads_for_many_steps(network, data):
+    """Long enough for the threads to meet everywhere, with randomness in the network and in the data."""
+    spec = Spec(network, data=data, rows=64, epochs=8, measures=tuple(MEASURES), callbacks=("gradient_noise", "ema"))
+    alone = [fl.digest(fl.train(fl.init(spec.loop(), seed))) for seed in (1, 2)]
+    loop = spec.loop()
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(lambda seed: fl.digest(fl.train(fl.init(loop, seed))), (1, 2)))
+    assert together == alone

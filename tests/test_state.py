@@ -1,0 +1,426 @@
+"""State dicts and digests: nothing is lost, nothing foreign gets in, and equal bits are equal digests."""
+
+from __future__ import annotations
+
+import copy
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import functional_loop as fl
+from tests.sample_loops import counter, data, full_loop, make_loop, mean_absolute, noisy_mlp, recorder
+
+X, Y = data(3)
+ERROR = fl.measure("error", mean_absolute)
+
+
+def middle(**changes: Any) -> fl.Context:
+    """In the middle of an epoch and of an accumulation window, with scores of the epoch before."""
+    return fl.train(fl.init(full_loop(**changes), seed=3), steps=4)
+
+
+def nodes(tree: Any) -> Iterator[Any]:
+    yield tree
+    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from nodes(child)
+
+
+def test_a_state_dict_has_plain_types_only() -> None:
+    for ctx in fl.iterate(fl.init(full_loop())):
+        sd = fl.state_dict(ctx)
+        assert {type(node) for node in nodes(sd)} <= {dict, list, Tensor, int, float, bool, str, type(None)}
+        assert all(type(key) is str for node in nodes(sd) if isinstance(node, dict) for key in node)
+
+
+def test_a_state_dict_goes_through_torch_save_without_code() -> None:
+    ctx = middle()
+    file = io.BytesIO()
+    torch.save(fl.state_dict(ctx), file)
+    file.seek(0)
+    loaded = fl.load_state_dict(fl.init(full_loop()), torch.load(file, weights_only=True))
+    assert fl.digest(loaded) == fl.digest(ctx)
+    assert fl.digest(fl.train(loaded)) == fl.digest(fl.train(ctx))
+
+
+def test_loading_gives_the_context_back_and_mutates_nothing() -> None:
+    loop = full_loop()
+    for ctx in fl.iterate(fl.init(loop, seed=3)):
+        sd = fl.state_dict(ctx)
+        before = copy.deepcopy(sd)
+        fresh = fl.init(loop)
+        digest = fl.digest(fresh)
+        loaded = fl.load_state_dict(fresh, sd)
+        assert fl.tree_equal(loaded, ctx)
+        fl.train(loaded)
+        assert fl.tree_equal(sd, before)
+        assert fl.digest(fresh) == digest
+
+
+def storages(tree: Any) -> set[int]:
+    return {node.untyped_storage().data_ptr() for node in nodes(tree) if isinstance(node, Tensor)}
+
+
+def test_what_is_loaded_shares_no_memory_with_the_state_dict() -> None:
+    sd = fl.state_dict(middle())
+    loaded = fl.load_state_dict(fl.init(full_loop()), sd)
+    assert not storages(sd) & storages(fl.state_dict(loaded))
+
+
+def test_the_saved_seed_counts() -> None:
+    ctx = middle()
+    loaded = fl.load_state_dict(fl.init(full_loop(), seed=99), fl.state_dict(ctx))
+    assert loaded.seed == 3
+    assert fl.digest(fl.train(loaded)) == fl.digest(fl.train(ctx))
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one() -> None:
+    longer = full_loop(epochs=4)
+    shorter = fl.train(fl.init(full_loop(epochs=2)), steps=6)
+    resumed = fl.train(fl.load_state_dict(fl.init(longer), fl.state_dict(shorter)))
+    assert fl.digest(resumed) == fl.digest(fl.train(fl.init(longer)))
+
+
+class TiedAndTransient(nn.Module):
+    """Tied weights under two names, and a buffer that ``state_dict()`` leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.head(self.embedding(x).mean(1))
+
+
+def tied_loop() -> fl.Loop:
+    tokens = torch.arange(30).reshape(10, 3) % 5
+    return make_loop(
+        network=TiedAndTransient,
+        loss=nn.functional.cross_entropy,
+        train=fl.batches(tokens, tokens[:, 0], batch_size=4),
+    )
+
+
+@pytest.mark.parametrize(("make", "network"), [(full_loop, noisy_mlp), (tied_loop, TiedAndTransient)])
+def test_the_network_part_loads_into_a_plain_module(
+    make: Callable[[], fl.Loop], network: Callable[[], nn.Module]
+) -> None:
+    ctx = fl.train(fl.init(make()))
+    module = network()
+    module.load_state_dict(fl.state_dict(ctx)["network"], strict=True)
+    for name, tensor in module.named_parameters():
+        assert torch.equal(tensor, ctx.params[name])
+    for name in module.state_dict().keys() & ctx.buffers.keys():
+        assert torch.equal(module.get_buffer(name), ctx.buffers[name])
+
+
+def test_buffers_that_are_not_persistent_are_kept() -> None:
+    ctx = fl.train(fl.init(tied_loop()), steps=4)
+    sd = fl.state_dict(ctx)
+    assert list(sd["buffers"]) == ["calls"]
+    assert fl.load_state_dict(fl.init(tied_loop()), sd).buffers["calls"] == 4
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 2))
+
+
+def kind_of(kind: str) -> fl.Callback:
+    return fl.Callback("counter", init=lambda ctx: 0, kind=kind)
+
+
+DIFFERENCES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "shapes": ({"network": wide()}, ["network/0.weight", "float32[4, 3]", "float32[5, 3]", "1.running_mean"]),
+    "dtype": (
+        {"network": noisy_mlp().double(), "train": fl.batches(X.double(), Y.double(), batch_size=4, shuffle=True)},
+        ["float32[4, 3]", "float64[4, 3]"],
+    ),
+    "missing layer": ({"network": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))}, ["3.weight", "missing here"]),
+    "more layers": ({"network": nn.Sequential(*noisy_mlp(), nn.Linear(2, 2))}, ["4.bias", "missing in what was saved"]),
+    "optimizer class": ({"optimizer": fl.optimizer(torch.optim.SGD, lr=0.1)}, ["optimizer/class", "AdamW", "SGD"]),
+    "optimizer groups": (
+        {"optimizer": fl.optimizer(torch.optim.AdamW, lr=0.01, groups=[{"params": "*.bias", "lr": 0.1}])},
+        ["optimizer/groups"],
+    ),
+    "optimized parameters": ({"optimizer": fl.optimizer(torch.optim.AdamW, params="0.*")}, ["optimizer/groups"]),
+    "rows": ({"train": fl.batches(X[:8], Y[:8], batch_size=4, shuffle=True)}, ["train/length", "10", "8"]),
+    "batch size": ({"train": fl.batches(X, Y, batch_size=5, shuffle=True)}, ["train/batch_size", "4", "5"]),
+    "shuffle": ({"train": fl.batches(X, Y, batch_size=4)}, ["train/shuffle", "True", "False"]),
+    "drop_last": (
+        {"train": fl.batches(X, Y, batch_size=4, shuffle=True, drop_last=True)},
+        ["train/drop_last", "False", "True"],
+    ),
+    "no validation": ({"valid": None}, ["valid"]),
+    "validation data": ({"valid": fl.batches(X, Y, batch_size=2)}, ["valid/batch_size", "6", "2"]),
+    "training measures": ({"measures_train": []}, ["measures_train", "error"]),
+    "validation measures": ({"measures_valid": [ERROR, fl.measure("b", max)]}, ["measures_valid", "'b'"]),
+    "accumulate": ({"accumulate": 3}, ["accumulate: 2 in what was saved, 3 here"]),
+    "autocast": ({"autocast": torch.bfloat16}, ["autocast", "bfloat16"]),
+    "missing callback": ({"callbacks": []}, ["callbacks/counter", "missing here"]),
+    "more callbacks": ({"callbacks": [counter(), counter("other")]}, ["callbacks/other", "missing in what was saved"]),
+    "kind of a callback": ({"callbacks": [kind_of("Other")]}, ["callbacks/counter", "Other"]),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_loading_into_another_loop_is_refused_by_path(what: str) -> None:
+    changes, expected = DIFFERENCES[what]
+    sd = fl.state_dict(middle())
+    with pytest.raises(fl.StateDictError) as caught:
+        fl.load_state_dict(fl.init(full_loop(**changes)), sd)
+    for words in expected:
+        assert words in str(caught.value)
+    assert caught.value.differences
+
+
+def test_all_differences_are_listed_at_once() -> None:
+    with pytest.raises(fl.StateDictError) as caught:
+        fl.load_state_dict(
+            fl.init(full_loop(accumulate=1, measures_train=[], callbacks=[], network=wide())), fl.state_dict(middle())
+        )
+    for path in ("accumulate", "measures_train", "callbacks/counter", "network/0.weight", "network/3.weight"):
+        assert any(path in line for line in caught.value.differences)
+
+
+def test_content_of_the_data_counts_if_asked() -> None:
+    def loop(x: Tensor) -> fl.Loop:
+        return make_loop(train=fl.batches(x, Y, batch_size=4, hash_content=True))
+
+    sd = fl.state_dict(fl.init(loop(X)))
+    fl.load_state_dict(fl.init(loop(X.clone())), sd)
+    with pytest.raises(fl.StateDictError, match="train/content"):
+        fl.load_state_dict(fl.init(loop(X + 1)), sd)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 9},
+        {"network": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))},
+        {"optimizer": fl.optimizer(torch.optim.AdamW, lr=0.5)},
+        {"callbacks": [recorder([], repr), counter()]},
+        {"callbacks": [counter(), fl.Callback("plain", epoch_end=lambda ctx: ctx)]},
+    ],
+    ids=["longer", "other values", "other learning rate", "an observer", "a callback without state"],
+)
+def test_values_epochs_and_callbacks_without_state_may_differ(changes: dict[str, Any]) -> None:
+    ctx = middle()
+    loaded = fl.load_state_dict(fl.init(full_loop(**changes)), fl.state_dict(ctx))
+    assert fl.digest(loaded) == fl.digest(ctx)
+    assert loaded.optimizer_state["groups"][0]["lr"] == 0.01
+
+
+def test_a_callback_without_state_may_go() -> None:
+    ctx = middle(callbacks=[recorder([], repr), counter()])
+    assert fl.load_state_dict(fl.init(full_loop()), fl.state_dict(ctx)).callbacks == {"counter": 4}
+
+
+def test_a_slot_may_grow() -> None:
+    log = fl.Callback(
+        "log",
+        init=lambda ctx: {"losses": [], "best": None},
+        batch_end=lambda ctx: ctx.with_callback_state(
+            "log", {"losses": [*ctx.callbacks["log"]["losses"], ctx.last_loss], "best": ctx.params, "nothing": ()}
+        ),
+    )
+    loop = full_loop(callbacks=[log])
+    ctx = fl.train(fl.init(loop), steps=4)
+    loaded = fl.load_state_dict(fl.init(loop), fl.state_dict(ctx))
+    assert fl.tree_equal(loaded, ctx)
+    assert loaded.callbacks["log"]["nothing"] == ()
+
+
+def paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    if isinstance(tree, (dict, list)):
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            yield from paths(tree[key], (*path, key))
+
+
+def damaged(sd: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy in which the node at ``path`` is replaced, or is taken out if there is no value."""
+    tree = fl.tree_map(lambda leaf: leaf, sd)
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    if value is KeyError:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return tree
+
+
+@pytest.mark.parametrize("value", [KeyError, None, "nonsense", 3, []], ids=["missing", "None", "str", "int", "list"])
+def test_a_damaged_state_dict_is_a_state_dict_error_or_loads(value: Any) -> None:
+    sd = fl.state_dict(middle())
+    fresh = fl.init(full_loop())
+    for path in paths(sd):
+        try:
+            fl.load_state_dict(fresh, damaged(sd, path, value))
+        except fl.StateDictError as error:
+            assert error.differences  # noqa: PT017
+        except Exception as error:
+            pytest.fail(f"{path} replaced by {value!r}: {type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("version",), 99, "version: 99"),
+        (("version",), KeyError, "version: missing"),
+        (("epoch",), "1", "epoch: '1' in what was saved, must be of type int"),
+        (("epoch",), True, "epoch: True in what was saved"),
+        (("terminate",), 1, "terminate: 1 in what was saved, must be of type bool"),
+        (("stage",), "batch_begin", "stage: 'batch_begin'"),
+        (("stage",), "nowhere", "stage: 'nowhere'"),
+        (("network", "0.weight"), torch.zeros(1), r"network/0.weight: .*float32\[1\].*float32\[4, 3\]"),
+        (("network", "0.weight"), KeyError, "network/0.weight: missing"),
+        (("network", "new"), torch.zeros(1), "network/new"),
+        (("unknown",), 1, "unknown"),
+        (("trainable",), ["0.weight", "nobody"], "trainable/nobody"),
+        (("optimizer", "slots", "nobody"), {}, "optimizer/slots/nobody"),
+        (("optimizer", "groups", 0, "lr"), KeyError, "optimizer/groups"),
+        (("callbacks", "counter", "kind"), "Other", "callbacks/counter"),
+        (("callbacks", "nobody"), {"kind": "", "state": 1}, "callbacks/nobody"),
+    ],
+)
+def test_what_is_wrong_with_a_state_dict_is_said_by_path(path: Any, value: Any, message: str) -> None:
+    sd = damaged(fl.state_dict(middle()), path, value)
+    with pytest.raises(fl.StateDictError, match=message):
+        fl.load_state_dict(fl.init(full_loop()), sd)
+
+
+@pytest.mark.parametrize("sd", [None, 3, [], "file.pt"])
+def test_only_dicts_are_loaded(sd: Any) -> None:
+    with pytest.raises(TypeError, match="load_state_dict takes a state dict"):
+        fl.load_state_dict(fl.init(make_loop()), sd)
+
+
+@pytest.mark.parametrize(
+    "stage", ["batch_begin", "after_backward", "batch_end", "batch_valid_begin", "batch_valid_end"]
+)
+def test_a_context_from_the_middle_of_a_batch_has_no_state_dict(stage: str) -> None:
+    def save(ctx: fl.Context) -> fl.Context:
+        fl.state_dict(ctx)
+        return ctx
+
+    callback = fl.Callback("save", **{stage: save})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="in the middle of batch . of epoch 1"):
+        fl.train(fl.init(full_loop(callbacks=[callback])))
+
+
+def test_a_slot_that_cannot_be_saved_is_refused_by_path() -> None:
+    bad = fl.Callback("bad", init=lambda ctx: 0, begin=lambda ctx: ctx.with_callback_state("bad", {"seen": {1}}))
+    ctx = fl.train(fl.init(make_loop(callbacks=[bad], epochs=0)))
+    with pytest.raises(TypeError, match=r"state of callback 'bad' can't be saved: \['seen'\] is of type set"):
+        fl.state_dict(ctx)
+
+
+def flipped(ctx: fl.Context, name: str, change: Callable[[Tensor], Tensor], field: str = "params") -> fl.Context:
+    tensors = getattr(ctx, field)
+    return fl.evolve(ctx, **{field: {**tensors, name: change(tensors[name])}})
+
+
+def one_bit(tensor: Tensor) -> Tensor:
+    changed = tensor.clone()
+    changed.view(torch.uint8).flatten()[0] ^= 1
+    return changed
+
+
+def other_slot(ctx: fl.Context) -> fl.Context:
+    slots = ctx.optimizer_state["slots"]
+    slot = {**slots["0.weight"], "exp_avg": one_bit(slots["0.weight"]["exp_avg"])}
+    return fl.evolve(ctx, optimizer_state={**ctx.optimizer_state, "slots": {**slots, "0.weight": slot}})
+
+
+def other_measures(ctx: fl.Context) -> fl.Context:
+    running = ctx.measures["train"]
+    (chunk,) = running["predictions"]
+    changed = {**running, "predictions": [{**chunk, "y": one_bit(chunk["y"])}]}
+    return fl.evolve(ctx, measures={**ctx.measures, "train": changed})
+
+
+CHANGES: dict[str, Callable[[fl.Context], fl.Context]] = {
+    "a bit of a parameter": lambda ctx: flipped(ctx, "0.weight", one_bit),
+    "a bit of a buffer": lambda ctx: flipped(ctx, "1.running_mean", one_bit, "buffers"),
+    "the sign of a zero": lambda ctx: flipped(flipped(ctx, "0.bias", torch.zeros_like), "0.bias", torch.neg),
+    "dtype": lambda ctx: flipped(ctx, "0.weight", lambda tensor: tensor.view(torch.int32)),
+    "shape": lambda ctx: flipped(ctx, "0.weight", lambda tensor: tensor.reshape(3, 4)),
+    "a slot of the optimizer": other_slot,
+    "learning rate": lambda ctx: ctx.with_hyperparameters(lr=0.02),
+    "type of the learning rate": lambda ctx: ctx.with_hyperparameters(weight_decay=torch.tensor(0.01)),
+    "state of a callback": lambda ctx: ctx.with_callback_state("counter", 5),
+    "bool for int": lambda ctx: ctx.with_callback_state("counter", True),
+    "float for int": lambda ctx: ctx.with_callback_state("counter", 4.0),
+    "list for number": lambda ctx: ctx.with_callback_state("counter", [4]),
+    "tuple for list": lambda ctx: ctx.with_callback_state("counter", [()]),
+    "running measures": other_measures,
+    "scores": lambda ctx: fl.evolve(ctx, last_scores_train={"error": 0.0}),
+    "validation scores": lambda ctx: fl.evolve(ctx, last_scores_valid=()),
+    "seed": lambda ctx: fl.evolve(ctx, seed=4),
+    "epoch": lambda ctx: fl.evolve(ctx, epoch=3),
+    "step": lambda ctx: fl.evolve(ctx, step=2),
+    "step_valid": lambda ctx: fl.evolve(ctx, step_valid=1),
+    "global_step": lambda ctx: fl.evolve(ctx, global_step=5),
+    "stage": lambda ctx: fl.evolve(ctx, stage="epoch_begin"),
+    "terminate": lambda ctx: fl.evolve(ctx, terminate=True),
+    "trainable": lambda ctx: fl.evolve(ctx, trainable=ctx.trainable[1:]),
+    "last loss": lambda ctx: fl.evolve(ctx, last_loss=()),
+    "open window": lambda ctx: flipped(ctx, "0.weight", one_bit, "accumulated"),
+    "no window": lambda ctx: fl.evolve(ctx, accumulated=()),
+    "state of the data": lambda ctx: fl.evolve(ctx, data={"position": 1}),
+}
+
+
+def test_every_durable_field_is_in_the_digest() -> None:
+    ctx = middle()
+    digests = {"unchanged": fl.digest(ctx)} | {name: fl.digest(change(ctx)) for name, change in CHANGES.items()}
+    zero = fl.digest(flipped(ctx, "0.bias", torch.zeros_like))
+    assert len({zero, *digests.values()}) == len(digests) + 1
+    assert all(len(digest) == 64 for digest in digests.values())
+
+
+def test_numbers_of_a_slot_are_told_apart_by_their_bits() -> None:
+    ctx = middle()
+    values = [0, 0.0, -0.0, False, None, "", "0", [], {}, (), [0], {"0": 0}, torch.tensor(0), torch.tensor(0.0)]
+    digests = {fl.digest(ctx.with_callback_state("counter", value)) for value in values}
+    assert len(digests) == len(values)
+
+
+def test_the_digest_does_not_depend_on_observers_order_or_memory() -> None:
+    ctx = middle()
+    same = [
+        middle(callbacks=[counter(), recorder([], repr)]),
+        middle(callbacks=[recorder([], repr), counter()]),
+        middle(epochs=5),
+        fl.evolve(ctx, params=dict(reversed(ctx.params.items()))),
+        fl.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, ctx),
+        fl.evolve(ctx, params={name: param.t().contiguous().t() for name, param in ctx.params.items()}),
+    ]
+    assert {fl.digest(each) for each in same} == {fl.digest(ctx)}
+
+
+def test_the_digest_is_the_same_in_a_fresh_process() -> None:
+    program = (
+        "import torch; torch.set_num_threads(1)\n"
+        "import functional_loop as fl; from tests.test_state import middle; print(fl.digest(middle()))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == fl.digest(middle())
+
+
+def test_the_fingerprint_is_plain_and_knows_no_values() -> None:
+    first = fl.fingerprint(full_loop())
+    other = fl.fingerprint(full_loop(epochs=9, optimizer=fl.optimizer(torch.optim.AdamW, lr=0.7)))
+    assert first == other
+    assert {type(node) for node in nodes(first)} <= {dict, list, int, float, bool, str, type(None)}
