@@ -35,8 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices("--workloads", WORKLOADS, "what to train")
     choices("--data", DATA, "where the batches come from")
     choices("--flags", FLAGS, "flags of AdamW")
-    parser.add_argument("--repeats", type=int, default=20, help="pairs of runs (default: %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=20, help="pairs of runs (default: %(default)s)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine (default: wall)")
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
 
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

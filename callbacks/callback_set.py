@@ -84,7 +84,7 @@ class CallbackSet:
         return self._stages
 
     def state_dict(self) -> Any:
-        """What to keep with the trained model: str-keyed dicts, lists, tensors, numbers, strings; ``None`` for nothing."""
+        """What to keep with the trained model: dicts with string keys, lists, tensors, numbers, strings; or ``None``."""
         return None
 
     def load_state_dict(self, state_dict: Any) -> None:

@@ -41,9 +41,9 @@ class ContextView:
     Read: ``epoch, step, step_valid, global_step, seed, total_epochs, eval_freq, device, batch, y_hat, y_hats,
     last_loss, last_scores_train, last_scores_valid, terminate, measures_train, measures_valid, loss_fn, loader_train,
     loader_valid`` (with ``len``), ``task_train, task_valid, learner, prediction_encoder, callbacks`` (the other
-    callbacks by id), what the pure context has: ``params, buffers, grads, optimizer_state, trainable``, and ``context``,
-    the pure context itself.
-    ``network`` and ``optimizer`` are a real ``nn.Module`` and ``torch.optim.Optimizer``, made when first asked for.
+    callbacks by id), what the pure context has: ``params, buffers, grads, optimizer_state, trainable``, and
+    ``context``, the pure context itself. ``network`` and ``optimizer`` are a real ``nn.Module`` and
+    ``torch.optim.Optimizer``, made when first asked for.
 
     Write: ``terminate = True``; in place to ``network`` (parameters, buffers, ``requires_grad_``, and ``.grad`` in
     ``on_after_backward``) and ``optimizer`` (``param_groups``, ``state``); or whole fields of the pure context. All of

@@ -5,13 +5,14 @@ from .data import Batch, BatchSource, as_batch, batches
 from .errors import CheckpointError, FunctionalLoopError, StateDictError, context_of
 from .evaluation import predict, validate
 from .export import to_module, to_optimizer
+from .identity import fingerprint
 from .loop import Loop, init
 from .measures import Measure, measure
 from .optimizers import Optimizer, optimizer
 from .record import evolve, record, static, tree_equal, tree_map
 from .rng import fold_in, seeded
 from .stages import STAGES, Callback, Hook, compose, every, when
-from .state import digest, fingerprint, load_state_dict, state_dict
+from .state import digest, load_state_dict, state_dict
 from .store import CheckpointStore, resume
 from .training import iterate, train, train_step
 

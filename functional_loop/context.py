@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .record import did_you_mean, evolve, record, static
+from .stages import BOUNDARIES
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -74,6 +75,8 @@ class Context:
     """What the network returned: a tensor, a tuple or a dict of tensors, detached."""
     grads: dict[str, Tensor] | tuple[()] = ()
     """Gradients by parameter name; a parameter that the loss does not depend on has none."""
+    running: str | tuple[()] = ()
+    """The stage whose hooks are running; ``()`` between stages."""
 
     @property
     def y_hat(self) -> Any:
@@ -117,17 +120,55 @@ class Context:
         return f"Context({', '.join(f'{name}={value!r}' for name, value in place.items())})"
 
 
-STEP_SCOPED = ("batch", "y_hats", "grads")
-"""Fields that have a value inside a batch only, and are never saved."""
+STEP_SCOPED = ("batch", "y_hats", "grads", "running")
+"""Fields that have a value inside a batch or a stage only, and are never saved."""
 
 
 def boundary(ctx: Context, stage: str) -> Context:
-    """The context after ``stage``: what the next stage starts from, and a legal checkpoint.
+    """The context after ``stage``, for the last hook of that stage to save what it was given: a legal checkpoint.
 
-    The loop calls it when the last hook of a stage has run; so does a hook that is known to be the last of its stage
-    and saves what it was given.
+    Raises:
+        ValueError: ``stage`` is not the one whose hooks are running, or one from whose end a run can't be continued.
+
+    >>> from functional_loop.examples.digits import loop
+    >>> import functional_loop as fl
+    >>> saved = []
+    >>> def save(ctx):
+    ...     saved.append(fl.state_dict(fl.boundary(ctx, "epoch_end")))
+    ...     return ctx
+    >>> saving = fl.evolve(loop(epochs=1), callbacks=[fl.Callback("save", epoch_end=save, weight=float("inf"))])
+    >>> ctx = fl.train(fl.init(saving))
+    >>> saved[0]["stage"]
+    'epoch_end'
     """
-    return evolve(ctx, stage=stage, batch=(), y_hats=(), grads=())
+    if stage != ctx.running or stage not in BOUNDARIES:
+        raise ValueError(
+            f"boundary: {stage!r} has no boundary here, where hooks of {ctx.running!r} are running; only the stage that is "
+            f"running has one, and only {', '.join(BOUNDARIES)}"
+        )
+    return after(ctx, stage)
+
+
+def after(ctx: Context, stage: str) -> Context:
+    """What the stage that follows ``stage`` starts from."""
+    step_valid = ctx.step_valid if stage == "batch_valid_end" else 0
+    return evolve(ctx, stage=stage, step_valid=step_valid, batch=(), y_hats=(), grads=(), running=())
+
+
+def check_boundary(ctx: Context, function: str) -> None:
+    """Refuse what is not a context, or one from inside a stage, which can't be continued from.
+
+    Raises:
+        TypeError, ValueError: as said.
+    """
+    if not isinstance(ctx, Context):
+        raise TypeError(f"{function} takes a Context, not {type(ctx).__name__}")
+    if any(getattr(ctx, name) != () for name in STEP_SCOPED):
+        raise ValueError(
+            f"{function} takes a context from between two stages; this one was taken by a hook of stage "
+            f"{ctx.running!r} (epoch {ctx.epoch}, step {ctx.step}), after which other hooks and the batch go on. The last "
+            "hook of a stage can take boundary(ctx, stage) instead"
+        )
 
 
 def first_output(y_hats: Any) -> Any:

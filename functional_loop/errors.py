@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +32,21 @@ class StateDictError(FunctionalLoopError, ValueError):
 
 class CheckpointError(FunctionalLoopError):
     """A checkpoint file is damaged or foreign, or saving would harm something already saved."""
+
+
+class noting:  # noqa: N801  (a context manager, named like a function)
+    """A region whose errors gain a note; what it says is a function, called only when there is an error."""
+
+    __slots__ = ("_say",)
+
+    def __init__(self, say: Callable[[], str]) -> None:
+        self._say = say
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(self._say())
 
 
 def attach_context(error: BaseException, ctx: Context) -> None:

@@ -39,17 +39,25 @@ def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
     Args:
         ctx: any context.
         x: a tensor, tuple or dict of tensors with the rows along the first axis, or a source that does not shuffle.
-        batch_size: rows at a time; all at once by default. Ignored for a source.
+        batch_size: rows at a time; all at once by default. A source has its own.
 
     Returns:
         What the network returns (a tensor, tuple or dict), for all rows.
+
+    Raises:
+        ValueError: a source that shuffles, or a batch size below 1.
 
     >>> from functional_loop.examples.digits import loop
     >>> import torch, functional_loop as fl
     >>> fl.predict(fl.init(loop()), torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
-    source = x if isinstance(x, BatchSource) else batches(x, batch_size=batch_size or _rows(x))
+    if isinstance(x, BatchSource):
+        source = x
+        if (order := next((key for key in ("shuffle", "weighted") if x.fingerprint().get(key)), None)) is not None:
+            raise ValueError(f"predict: the rows of this source come in a random order ({order}); make one without it")
+    else:
+        source = batches(x, batch_size=_rows(x) if batch_size is None else batch_size)
     parts = [{"y_hat": y_hats, "y": ()} for y_hats, _ in _outputs(ctx, source)]
     return measures.concatenate(parts)["y_hat"]
 

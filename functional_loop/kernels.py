@@ -103,8 +103,6 @@ def fast_update(
     """
     if cls not in _KERNELS or not all(_is_usual(params[name]) for group in names for name in group):
         return None
-    if len({params[name].dtype for group in names for name in group}) != 1:
-        return None
     if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
         return None
     slots_of, foreach, fused = _KERNELS[cls]

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import torch
 
+from .errors import noting
 from .record import tree_map
 
 
@@ -23,7 +24,7 @@ class Measure:
     compute: Callable[[Any], Any] | None
 
     def __repr__(self) -> str:
-        return f"measure({self.id!r})"
+        return f"measure {self.id!r}"
 
 
 def measure(
@@ -55,7 +56,7 @@ def measure(
     >>> accuracy = measure("accuracy", lambda y_hat, y: (y_hat.argmax(1) == y).float().mean(), minimize=False)
     >>> rows = measure("rows", init=lambda: 0, update=lambda n, y_hat, y: n + len(y), compute=lambda n: n)
     >>> rows
-    measure('rows')
+    measure 'rows'
     """
     if not isinstance(id, str):
         raise TypeError(f"the id of a measure is a string, not {id!r}")
@@ -84,10 +85,14 @@ def start(measures: Sequence[Measure]) -> dict[str, Any]:
 
 def accumulate(measures: Sequence[Measure], state: dict[str, Any], y_hat: Any, y: Any) -> dict[str, Any]:
     """Accumulators after one more batch."""
-    chunks = state["predictions"]
-    if any(m.fn is not None for m in measures):
-        chunks = append(chunks, {"level": 0, "y_hat": y_hat, "y": y})
-    states = {m.id: m.update(state["states"][m.id], y_hat, y) for m in measures if m.update is not None}
+    chunks, states = state["predictions"], {}
+    if whole := [m.id for m in measures if m.fn is not None]:
+        with noting(lambda: f"in the predictions for measure {', '.join(map(repr, whole))}"):
+            chunks = append(chunks, {"level": 0, "y_hat": y_hat, "y": y})
+    for m in measures:
+        if m.update is not None:
+            with noting(lambda m=m: f"in {m}"):  # type: ignore[misc]
+                states[m.id] = m.update(state["states"][m.id], y_hat, y)
     return {"predictions": chunks, "states": states}
 
 
@@ -124,12 +129,9 @@ def scores(measures: Sequence[Measure], state: dict[str, Any]) -> dict[str, floa
     whole = concatenate(state["predictions"]) if state["predictions"] else None
     result = {}
     for m in measures:
-        try:
+        with noting(lambda m=m: f"in {m}"):  # type: ignore[misc]
             if m.compute is not None:
                 result[m.id] = float(m.compute(state["states"][m.id]))
             elif m.fn is not None and whole is not None:
                 result[m.id] = float(m.fn(whole["y_hat"], whole["y"]))
-        except Exception as error:
-            error.add_note(f"in measure {m.id!r}")
-            raise
     return result

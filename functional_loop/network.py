@@ -31,6 +31,7 @@ class FunctionalNetwork:
         self.module = private_copy(module)
         self._params = list(_slots(self.module, self.module.named_parameters(), "_parameters"))
         self._buffers = list(_slots(self.module, self.module.named_buffers(), "_buffers"))
+        self._unset = list(_unset_buffers(self.module))
         self._training: bool | None = None
         self.writes = frozenset(_renormalised(self.module))
         """Parameters that the forward call itself writes to (``nn.Embedding(max_norm=...)``)."""
@@ -60,6 +61,19 @@ class FunctionalNetwork:
         if isinstance(x, dict):
             return self.module(**x)
         return self.module(*x) if isinstance(x, (tuple, list)) else self.module(x)
+
+    def check_unset(self) -> None:
+        """Refuse a network that has filled a buffer that was ``None``.
+
+        Raises:
+            ValueError: it has.
+        """
+        for container, key, name in self._unset:
+            if container[key] is not None:
+                raise ValueError(
+                    f"the network fills its buffer {name!r}, which was None when training began, so that it is not "
+                    "part of the context: register it as a tensor of its final shape"
+                )
 
     def release(self) -> None:
         """Let go of the tensors of the last call."""
@@ -103,6 +117,13 @@ def _slots(module: nn.Module, named: Iterator[tuple[str, Tensor]], attribute: st
         for key, tensor in container.items():
             if tensor is not None:
                 yield container, key, names[id(tensor)]
+
+
+def _unset_buffers(module: nn.Module) -> Iterator[Slot]:
+    for prefix, part in module.named_modules():
+        for key, buffer in part._buffers.items():
+            if buffer is None:
+                yield part._buffers, key, f"{prefix}.{key}" if prefix else key
 
 
 def _renormalised(module: nn.Module) -> Iterator[str]:

@@ -70,7 +70,7 @@ def decode(node: Any) -> Any:
     {'loss': (), 'y': (1, [2])}
     """
     if isinstance(node, dict):
-        if list(node) == [_TUPLE]:
+        if list(node) == [_TUPLE] and isinstance(node[_TUPLE], list):
             return tuple(decode(value) for value in node[_TUPLE])
         return {key: decode(value) for key, value in node.items()}
     return [decode(value) for value in node] if isinstance(node, list) else node

@@ -72,7 +72,8 @@ class Callback:
         init: a function of the first context that makes the initial state; without it the state is ``()``.
         weight: callbacks run by ascending weight within a stage, equal weights in the order of the loop's list.
         kind: the class of the callback, which is part of its identity: a state saved by one kind is refused by another.
-        resume: run when a run is entered after ``begin``, in a process that may be new; for effects, like ``exit``: what
+        resume: run when a run is entered after ``begin``, in a process that may be new; for effects, like ``exit``:
+        what
             it returns is checked and dropped.
         volatile: its state is kept over restarts but is not the same in every run (a clock's): it is no part of the
             digest nor of the run's identity, and the callback may come and go.
@@ -118,6 +119,8 @@ class Callback:
             raise TypeError(f"the id of a callback is a string, not {id!r}")
         if not id:
             raise ValueError("the id of a callback must not be empty")
+        if not isinstance(kind, str):
+            raise TypeError(f"callback {id!r}: the kind is a string, not {kind!r}")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise TypeError(f"callback {id!r}: the weight is a number, not {weight!r}")
         if math.isnan(weight):

@@ -152,6 +152,7 @@ class Step:
                 "the loss does not depend on any trainable parameter: nothing can be learnt from it "
                 "(a detach(), no_grad() or .item() between the network's outputs and the loss is a common reason)"
             )
+        self.network.check_unset()
         for (name, leaf), version in zip(leaves.items(), versions, strict=True):
             if leaf._version != version and name not in self.network.writes:
                 raise ValueError(

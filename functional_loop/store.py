@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from . import checkpoint_file
 from .checkpoint_file import NewerFormatError
 from .context import Context
 from .errors import CheckpointError, StateDictError
+from .identity import compare, fingerprint
 from .loop import Loop, init
-from .state import compare, load_state_dict, state_dict
+from .retention import Retention, best_steps
+from .state import load_state_dict, state_dict
 
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(-end)?\.safetensors")
 _PLACE = ("epoch", "step", "global_step", "stage", "terminate")
@@ -45,10 +48,13 @@ class CheckpointStore:
 
     Args:
         path: the folder; it is made when the first checkpoint is saved, and may hold other files too.
-        keep_last: how many steps to keep, counted back from the one just saved; ``None`` keeps all.
+        keep_last: how many steps to keep, counted back from the one just saved; ``None`` keeps all, or with ``keep_best``
+            only the one just saved.
+        keep_best: the id of a validation measure, or a pair of it and a number: so many steps of the best scores are kept
+            beside the last ones. A score counts at the end of its epoch.
 
     Raises:
-        ValueError: ``keep_last`` is less than 1.
+        ValueError: a number is less than 1, or ``keep_best`` is something else.
         NotADirectoryError: ``path`` is a file.
 
     >>> import tempfile
@@ -64,22 +70,47 @@ class CheckpointStore:
     True
     """
 
-    def __init__(self, path: str | os.PathLike[str], keep_last: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        keep_last: int | None = None,
+        keep_best: str | tuple[str, int] | None = None,
+    ) -> None:
         self.path = Path(path)
-        self.keep_last = keep_last
+        self.retention = Retention(keep_last, keep_best)
         self._identity: dict[str, Any] | None = None
         self._last_written: tuple[Path, tuple[int, ...]] | None = None
-        if keep_last is not None and (type(keep_last) is not int or keep_last < 1):
-            raise ValueError(f"keep_last must be an integer of at least 1, or None, not {keep_last!r}")
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file, and a checkpoint store is a folder")
 
     def __repr__(self) -> str:
-        return f"CheckpointStore({str(self.path)!r}, keep_last={self.keep_last})"
+        kept = self.retention
+        return f"CheckpointStore({str(self.path)!r}, keep_last={kept.keep_last}, keep_best={kept.keep_best})"
 
     def steps(self) -> list[int]:
         """The values of ``global_step`` for which there is a file, ascending."""
         return sorted({entry.global_step for entry in self._entries()})
+
+    def best(self, measure: str) -> int:
+        """The step with the best score of a validation measure; of equal ones the first.
+
+        Raises:
+            FileNotFoundError: no checkpoint has a score of which it is known whether low or high is better.
+        """
+        found = best_steps((metadata for _, metadata in _intact_metadata(self._entries())), measure)
+        if not found:
+            raise FileNotFoundError(f"no checkpoint in {self.path} has a validation score {measure!r} with a direction")
+        return found[0]
+
+    def check(self, ctx: Context) -> None:
+        """Refuse what `save` would refuse of any context of this run, before time is spent on training it.
+
+        Raises:
+            StateDictError: the folder holds another run; the differences are listed.
+            ValueError: the scores of the loop do not say which checkpoint is the best one to keep.
+        """
+        self.retention.check(ctx.loop)
+        self._check_run({"seed": ctx.seed, "fingerprint": fingerprint(ctx.loop)})
 
     def save(self, ctx: Context) -> Path:
         """Save ``ctx`` durably, in place of an earlier boundary of the same step; then delete what is too old.
@@ -92,9 +123,11 @@ class CheckpointStore:
 
         Raises:
             StateDictError: the folder holds another run; the differences are listed.
+            ValueError: the scores of the loop do not say which checkpoint is the best one to keep.
             CheckpointError: the file to be replaced is damaged, or belongs to another run.
             OSError: the file could not be written; what was saved before is unharmed.
         """
+        self.retention.check(ctx.loop)
         state = state_dict(ctx)
         metadata = _describe(ctx, state)
         identity = _identity(metadata)
@@ -156,12 +189,13 @@ class CheckpointStore:
             raise CheckpointError(f"refused to write over {path}, which is of another run: {'; '.join(differences)}")
 
     def _prune(self, newest: int, identity: dict[str, Any]) -> None:
-        """Delete the files of this run that are older than the last ``keep_last`` steps up to ``newest``."""
-        if self.keep_last is None:
+        """Delete what is not to be kept of the files of this run up to the step ``newest``, which was just saved."""
+        if self.retention == Retention():
             return
-        own = [entry for entry in self._entries() if entry.global_step <= newest and _belongs(entry.path, identity)]
-        kept = sorted({entry.global_step for entry in own})[-self.keep_last :]
-        for entry in own:
+        found = _intact_metadata([entry for entry in self._entries() if entry.global_step <= newest])
+        own = [(entry, metadata) for entry, metadata in found if not any(compare(_identity(metadata), identity))]
+        kept = self.retention.kept(metadata for _, metadata in own)
+        for entry, _ in own:
             if entry.global_step not in kept:
                 try:
                     entry.path.unlink(missing_ok=True)
@@ -215,6 +249,8 @@ def _describe(ctx: Context, state: dict[str, Any]) -> dict[str, Any]:
     return {
         "seed": ctx.seed,
         **{name: getattr(ctx, name) for name in _PLACE},
+        "last_scores_valid": dict(ctx.last_scores_valid),
+        "minimize": {measure.id: measure.minimize for measure in ctx.loop.measures_valid},
         "epochs": ctx.loop.epochs,
         "fingerprint": state["fingerprint"],
         "versions": {"functional_loop": functional_loop.__version__, "torch": str(torch.__version__)},
@@ -246,11 +282,13 @@ def _newest_identity(entries: list[_Entry]) -> dict[str, Any] | None:
     return None
 
 
-def _belongs(path: Path, identity: dict[str, Any]) -> bool:
-    try:
-        return not any(compare(_identity(_metadata(path)), identity))
-    except (CheckpointError, OSError):
-        return False
+def _intact_metadata(entries: list[_Entry]) -> list[tuple[_Entry, dict[str, Any]]]:
+    """The checkpoints whose metadata can be read."""
+    found = []
+    for entry in entries:
+        with suppress(CheckpointError, OSError):
+            found.append((entry, _metadata(entry.path)))
+    return found
 
 
 def _newest_intact(entries: list[_Entry], loop: Loop) -> tuple[_Intact | None, dict[Path, CheckpointError]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
-from .context import Context
-from .data import Batch, as_batch
+from .batch import Batch, as_batch, copied
+from .context import Context, check_boundary
 from .errors import attach_context
 from .walk import run_hook, train_batch, walk
 
 
-def iterate(ctx: Context) -> Iterator[Context]:
+def iterate(ctx: Context) -> Generator[Context]:
     """Every boundary context after ``ctx``, lazily, up to the one of ``end``.
 
     The caller may stop, keep what it was given, go on from any of it, or train a changed context instead. The
@@ -23,8 +23,8 @@ def iterate(ctx: Context) -> Iterator[Context]:
     >>> [ctx.stage for ctx in fl.iterate(fl.init(loop(epochs=0)))]
     ['begin', 'end']
     """
-    _check_boundary(ctx, "iterate")
-    return _run(ctx) if ctx.stage != "end" else iter(())
+    check_boundary(ctx, "iterate")
+    return _run(ctx)
 
 
 def train(ctx: Context, steps: int | None = None) -> Context:
@@ -47,7 +47,7 @@ def train(ctx: Context, steps: int | None = None) -> Context:
     >>> ctx.stage, ctx.global_step
     ('batch_end', 2)
     """
-    _check_boundary(ctx, "train")
+    check_boundary(ctx, "train")
     if steps is not None and (type(steps) is not int or steps < 0):
         raise ValueError(f"train: steps must be a non-negative integer or None, not {steps!r}")
     if ctx.stage == "end" or steps == 0:
@@ -67,20 +67,23 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any]) -> Context:
 
     Args:
         ctx: a context after ``epoch_begin`` or ``batch_end``.
-        batch: a `Batch` or a pair ``(x, y)``.
+        batch: a `Batch` or a pair ``(x, y)``; the network gets a copy.
 
     Raises:
-        ValueError: ``ctx`` is at another place in the loop.
+        ValueError: ``ctx`` is at another place in the loop, or its epoch has no batch left.
     """
-    _check_boundary(ctx, "train_step")
+    check_boundary(ctx, "train_step")
     if ctx.stage not in ("epoch_begin", "batch_end"):
         raise ValueError(
             f"train_step needs a context after 'epoch_begin' or 'batch_end', not after {ctx.stage or 'init'!r}: "
             "walk there with iterate(ctx)"
         )
+    length = ctx.loop.train.length
+    if ctx.step == length:
+        raise ValueError(f"epoch {ctx.epoch} has {length} batches and all are done: walk on with iterate(ctx)")
     step = ctx.loop.borrow_step()
     try:
-        return train_batch(step, ctx, as_batch(batch), ctx.step + 1 == ctx.loop.train.length, probe=True)
+        return train_batch(step, ctx, copied(as_batch(batch)), ctx.step + 1 == length, probe=True)
     except BaseException as error:
         attach_context(error, ctx)
         raise
@@ -88,17 +91,9 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any]) -> Context:
         ctx.loop.return_step(step)
 
 
-def _check_boundary(ctx: Context, function: str) -> None:
-    if not isinstance(ctx, Context):
-        raise TypeError(f"{function} takes a Context, not {type(ctx).__name__}")
-    if ctx.batch != ():
-        raise ValueError(
-            f"{function} takes a context from between two stages; this one was taken by a hook in the middle of batch "
-            f"{ctx.step} of epoch {ctx.epoch}"
-        )
-
-
 def _run(ctx: Context) -> Generator[Context]:
+    if ctx.stage == "end":
+        return
     step = ctx.loop.borrow_step()
     last = ctx
     try:
@@ -131,17 +126,19 @@ def _run_exit(ctx: Context, reason: BaseException | None) -> None:
     for id, hook in ctx.loop.hooks["exit"]:
         try:
             run_hook("exit", id, hook, ctx)
-        except Exception as error:
+        except BaseException as error:
             failures.append(error)
-    if reason is None and failures:
-        reason = failures.pop(0)
-        attach_context(reason, ctx)
-        _add_notes(reason, failures)
-        raise reason
+    # What stops the process (KeyboardInterrupt, SystemExit) must get through.
+    failures.sort(key=lambda error: isinstance(error, Exception))
     if reason is not None:
         _add_notes(reason, failures)
+    elif failures:
+        first, *others = failures
+        attach_context(first, ctx)
+        _add_notes(first, others)
+        raise first
 
 
-def _add_notes(error: BaseException, failures: list[Exception]) -> None:
+def _add_notes(error: BaseException, failures: list[BaseException]) -> None:
     for failure in failures:
         error.add_note(f"an exit hook failed as well: {failure!r}, {'; '.join(failure.__notes__)}")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import measures
-from .context import Context, boundary, first_output
-from .data import Batch, to_device
+from .batch import Batch, to_device
+from .context import Context, after, first_output
+from .errors import noting
 from .record import evolve
 from .rng import fold_in
 
 if TYPE_CHECKING:
+    from .stages import Hook
     from .step import Gradients, Step, Tensors
 
 T = TypeVar("T")
@@ -38,7 +40,7 @@ def walk(step: Step, ctx: Context) -> Iterator[Context]:
         if loop.valid is not None and loop.evaluates(ctx.epoch) and ctx.stage != "valid_end":
             for ctx in _valid_batches(step, ctx):  # noqa: B020
                 yield ctx
-            ctx = evolve(_stage("valid_end", _score_valid(ctx)), step_valid=0)
+            ctx = _stage("valid_end", _score_valid(ctx))
             yield ctx
         elif ctx.stage != "valid_end":
             ctx = evolve(ctx, last_scores_valid=())
@@ -48,23 +50,24 @@ def walk(step: Step, ctx: Context) -> Iterator[Context]:
 
 def _stage(stage: str, ctx: Context) -> Context:
     """The boundary after ``stage``."""
-    return boundary(_run_hooks(stage, ctx), stage)
+    return after(_run_hooks(stage, ctx), stage)
 
 
 def _run_hooks(stage: str, ctx: Context) -> Context:
-    for id, hook in ctx.loop.hooks[stage]:
+    hooks = ctx.loop.hooks[stage]
+    if hooks:
+        ctx = evolve(ctx, running=stage)
+    for id, hook in hooks:
         ctx = run_hook(stage, id, hook, ctx)
     return ctx
 
 
-def run_hook(stage: str, id: str, hook: Any, ctx: Context) -> Context:
-    try:
+def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
+    """What ``hook`` makes of ``ctx``; its errors say which hook of which callback it was."""
+    with noting(lambda: f"in callback {id!r} at stage {stage!r} ({_place(ctx)})"):
         result = hook(ctx)
         if not isinstance(result, Context):
             raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
-    except BaseException as error:
-        error.add_note(f"in callback {id!r} at stage {stage!r} ({_place(ctx)})")
-        raise
     return result
 
 
@@ -75,7 +78,8 @@ def _place(ctx: Context) -> str:
 def _next_epoch(ctx: Context) -> Context:
     loop = ctx.loop
     running = measures.start(loop.measures_train) if loop.evaluates(ctx.epoch + 1) else ()
-    return evolve(ctx, epoch=ctx.epoch + 1, step=0, measures={"train": running, "valid": ()})
+    # A window that train_step left open does not reach into this epoch.
+    return evolve(ctx, epoch=ctx.epoch + 1, step=0, accumulated=(), measures={"train": running, "valid": ()})
 
 
 def _train_batches(step: Step, ctx: Context) -> Iterator[Context]:
@@ -88,7 +92,8 @@ def _train_batches(step: Step, ctx: Context) -> Iterator[Context]:
     else:
         marked = ((item, i == source.length) for i, item in enumerate(batches, ctx.step + 1))
     probe = True
-    for (batch, data), last in _naming_data(ctx, "train", marked):
+    while (item := _next(marked, lambda: f"training data ({_place(evolve(ctx, step=ctx.step + 1))})")) is not None:
+        (batch, data), last = item
         ctx = train_batch(step, evolve(ctx, data=data) if data is not ctx.data else ctx, batch, last, probe)
         yield ctx
         probe = False
@@ -106,19 +111,18 @@ def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
         yield item, True
 
 
-def _naming_data(ctx: Context, which: str, items: Iterator[T]) -> Iterator[T]:
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except Exception as error:
-            error.add_note(f"while reading the {which} data (epoch {ctx.epoch})")
-            raise
-        yield item
+def _next(items: Iterator[T], place: Callable[[], str]) -> T | None:
+    with noting(lambda: f"while reading the {place()}"):
+        return next(items, None)
 
 
 def train_batch(step: Step, ctx: Context, batch: Batch, last: bool, probe: bool) -> Context:
+    """The boundary after ``batch_end`` of one batch.
+
+    Args:
+        last: it is the last of its epoch, and closes an open accumulation window.
+        probe: look, at some cost, for what is wrong with the network and the loss.
+    """
     loop = ctx.loop
     batch = to_device(batch, loop.device)
     ctx = evolve(ctx, batch=batch, step=ctx.step + 1, global_step=ctx.global_step + 1)
@@ -145,11 +149,8 @@ def train_batch(step: Step, ctx: Context, batch: Batch, last: bool, probe: bool)
 
 def _gradients(step: Step, ctx: Context, params: Tensors, buffers: Tensors, probe: bool = False) -> Gradients:
     seed = fold_in(ctx.seed, "step", ctx.global_step)
-    try:
+    with noting(lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({_place(ctx)})"):
         return step.gradients(params, buffers, ctx.trainable, ctx.batch, seed, probe)
-    except Exception as error:
-        error.add_note(f"in the network or the loss, between 'batch_begin' and 'after_backward' ({_place(ctx)})")
-        raise
 
 
 def _add(sums: Tensors | tuple[()], grads: Tensors) -> Tensors:
@@ -160,13 +161,10 @@ def _add(sums: Tensors | tuple[()], grads: Tensors) -> Tensors:
 
 def _update(step: Step, ctx: Context, found: Gradients) -> Context:
     found = found._replace(grads=ctx.grads or {}, params=ctx.params, buffers=ctx.buffers)
-    try:
+    with noting(lambda: f"in the optimizer, between 'after_backward' and 'batch_end' ({_place(ctx)})"):
         params, optimizer_state, buffers = step.update(
             found, ctx.optimizer_state, lambda params, buffers: _gradients(step, ctx, params, buffers)
         )
-    except Exception as error:
-        error.add_note(f"in the optimizer, between 'after_backward' and 'batch_end' ({_place(ctx)})")
-        raise
     return evolve(ctx, params=params, optimizer_state=optimizer_state, buffers=buffers)
 
 
@@ -174,13 +172,15 @@ def _measure(ctx: Context, y_hats: Any) -> Any:
     running = ctx.measures["train"]
     if not ctx.loop.measures_train or running == ():
         return ctx.measures
-    after = measures.accumulate(ctx.loop.measures_train, running, first_output(y_hats), ctx.batch.y)
-    return {**ctx.measures, "train": after}
+    with noting(lambda: f"in the training scores ({_place(ctx)})"):
+        running = measures.accumulate(ctx.loop.measures_train, running, first_output(y_hats), ctx.batch.y)
+    return {**ctx.measures, "train": running}
 
 
 def _score_train(ctx: Context) -> Context:
     running = ctx.measures["train"]
-    scores = measures.scores(ctx.loop.measures_train, running) if running != () else ()
+    with noting(lambda: f"in the training scores ({_place(ctx)})"):
+        scores = measures.scores(ctx.loop.measures_train, running) if running != () else ()
     return evolve(ctx, last_scores_train=scores, measures={**ctx.measures, "train": ()})
 
 
@@ -191,29 +191,32 @@ def _valid_batches(step: Step, ctx: Context) -> Iterator[Context]:
         ctx = evolve(ctx, measures={**ctx.measures, "valid": measures.start(loop.measures_valid)})
     if ctx.step_valid == source.length:
         return
-    probe = True
-    for batch, _ in _naming_data(ctx, "validation", source.fetch(ctx.seed, ctx.epoch, ctx.step_valid, ())):
-        ctx = evolve(ctx, batch=to_device(batch, loop.device), step_valid=ctx.step_valid + 1)
+    batches, probe = source.fetch(ctx.seed, ctx.epoch, ctx.step_valid, ()), True
+    while (item := _next(batches, lambda: f"validation data ({_place(_count_valid(ctx))})")) is not None:
+        ctx = evolve(_count_valid(ctx), batch=to_device(item[0], loop.device))
         ctx = _run_hooks("batch_valid_begin", ctx)
         y_hats = evaluate(step, ctx, ctx.batch.x, probe)
         running = ctx.measures["valid"]
-        after = measures.accumulate(loop.measures_valid, running, first_output(y_hats), ctx.batch.y)
-        ctx = evolve(ctx, y_hats=y_hats, measures={**ctx.measures, "valid": after})
+        with noting(lambda: f"in the validation scores ({_place(ctx)})"):
+            running = measures.accumulate(loop.measures_valid, running, first_output(y_hats), ctx.batch.y)
+        ctx = evolve(ctx, y_hats=y_hats, measures={**ctx.measures, "valid": running})
         ctx = _stage("batch_valid_end", ctx)
         yield ctx
         probe = False
 
 
+def _count_valid(ctx: Context) -> Context:
+    return evolve(ctx, step_valid=ctx.step_valid + 1)
+
+
 def evaluate(step: Step, ctx: Context, x: Any, probe: bool) -> Any:
     """Outputs of the network in evaluation mode; their randomness, if any, is a function of the place."""
     seed = fold_in(fold_in(ctx.seed, "evaluation", ctx.epoch), "batch", ctx.step_valid)
-    try:
+    with noting(lambda: f"in the network, in evaluation mode ({_place(ctx)})"):
         return step.evaluate(ctx.params, ctx.buffers, ctx.trainable, x, seed, probe)
-    except Exception as error:
-        error.add_note(f"in the network, in evaluation mode ({_place(ctx)})")
-        raise
 
 
 def _score_valid(ctx: Context) -> Context:
-    scores = measures.scores(ctx.loop.measures_valid, ctx.measures["valid"])
+    with noting(lambda: f"in the validation scores ({_place(ctx)})"):
+        scores = measures.scores(ctx.loop.measures_valid, ctx.measures["valid"])
     return evolve(ctx, last_scores_valid=scores, measures={**ctx.measures, "valid": ()})

@@ -63,6 +63,11 @@ def full_loop(**changes: Any) -> fl.Loop:
     return make_loop(**usual | changes)
 
 
+def middle(**changes: Any) -> fl.Context:
+    """In the middle of an epoch and of an accumulation window, with scores of the epoch before."""
+    return fl.train(fl.init(full_loop(**changes), seed=3), steps=4)
+
+
 def counter(id: str = "counter") -> fl.Callback:
     """Counts batches, in its slot."""
 
@@ -82,14 +87,14 @@ def recorder(seen: list[Any], what: Callable[[fl.Context], Any], stages: tuple[s
 
         return run
 
-    return fl.Callback("recorder", **{stage: hook(stage) for stage in stages})  # type: ignore[arg-type]
+    return fl.Callback("recorder", **{stage: hook(stage) for stage in stages})
 
 
 def raising(stage: str, error: BaseException, id: str = "faulty") -> fl.Callback:
     def fail(ctx: fl.Context) -> fl.Context:
         raise error
 
-    return fl.Callback(id, **{stage: fail})  # type: ignore[arg-type]
+    return fl.Callback(id, **{stage: fail})
 
 
 def rows_of(tree: Any, index: Tensor) -> Any:

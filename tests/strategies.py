@@ -58,14 +58,22 @@ def some_of(draw: st.DrawFn, names: dict[str, Any]) -> tuple[str, ...]:
     return tuple(draw(st.lists(st.sampled_from(list(names)), unique=True)))
 
 
-def contexts(**fixed: Any) -> st.SearchStrategy[fl.Context]:
-    """A boundary context at a random place of a random run."""
+@attrs.frozen
+class Place:
+    """A place in a run: prints as what it takes to get there."""
 
-    @st.composite
-    def context(draw: st.DrawFn) -> fl.Context:
-        return draw(st.sampled_from(boundaries(draw(specs(**fixed)).loop(), draw(seeds))))
+    spec: Spec
+    seed: int
+    number: int
 
-    return context()
+    def context(self) -> fl.Context:
+        contexts = boundaries(self.spec.loop(), self.seed)
+        return contexts[self.number % len(contexts)]
+
+
+def places(**fixed: Any) -> st.SearchStrategy[Place]:
+    """Any boundary of any run."""
+    return st.builds(Place, specs(**fixed), seeds, st.integers(0, 1000))
 
 
 def boundaries(loop: fl.Loop, seed: int = 0) -> list[fl.Context]:

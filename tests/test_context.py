@@ -18,11 +18,11 @@ from tests.sample_loops import full_loop, make_loop
 
 def test_assignment_fails() -> None:
     ctx = fl.init(make_loop())
-    for field in attrs.fields(fl.Context):  # type: ignore[arg-type]
+    for field in attrs.fields(fl.Context):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(ctx, field.name, None)
     with pytest.raises((attrs.exceptions.FrozenInstanceError, AttributeError)):
-        ctx.new = 1  # type: ignore[attr-defined]
+        ctx.new = 1
 
 
 @pytest.mark.parametrize("library", [optree, torch_pytree])
@@ -128,10 +128,26 @@ def test_the_boundary_of_the_last_hook_is_what_the_loop_yields() -> None:
         return run
 
     hooks = {stage: save(stage) for stage in BOUNDARIES}
-    callback = fl.Callback("save", weight=float("inf"), **hooks)  # type: ignore[arg-type]
+    callback = fl.Callback("save", weight=float("inf"), **hooks)
     loop = full_loop()
     loop = fl.evolve(loop, callbacks=[*loop.callbacks, callback])
     assert [fl.digest(ctx) for ctx in fl.iterate(fl.init(loop))] == saved
+
+
+@pytest.mark.parametrize("running", ["after_backward", "batch_end", "epoch_end"])
+def test_only_the_stage_that_is_running_has_a_boundary(running: str) -> None:
+    refused: set[str] = set()
+
+    def save(ctx: fl.Context) -> fl.Context:
+        for stage in (*fl.STAGES, "", "nowhere"):
+            try:
+                fl.state_dict(fl.boundary(ctx, stage))
+            except ValueError:
+                refused.add(stage)
+        return ctx
+
+    fl.train(fl.init(full_loop(callbacks=[fl.Callback("save", **{running: save})])))
+    assert refused == {*fl.STAGES, "", "nowhere"} - ({running} & set(BOUNDARIES))
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_predict_works_while_a_loop_is_training() -> None:
 
     stages = dict.fromkeys([stage for stage in fl.STAGES if stage != "exit"], predict)
     loop = full_loop()
-    observed = fl.evolve(loop, callbacks=[*loop.callbacks, fl.Callback("predict", **stages)])  # type: ignore[arg-type]
+    observed = fl.evolve(loop, callbacks=[*loop.callbacks, fl.Callback("predict", **stages)])
     assert fl.digest(fl.train(fl.init(observed))) == fl.digest(fl.train(fl.init(loop)))
     assert not torch.equal(predictions[0], predictions[-1])
 

@@ -168,7 +168,7 @@ def test_modules_with_views_of_their_parameters_can_be_trained_on(make: Any) -> 
 
 def test_the_optimizer_of_another_module_is_refused() -> None:
     ctx = fl.init(make_loop())
-    with pytest.raises(ValueError, match="parameter .* is in only one of the module and the context"):
+    with pytest.raises(ValueError, match=r"parameter .* is in only one of the module and the context"):
         fl.to_optimizer(ctx, nn.Linear(3, 2))
     other = copy.deepcopy(fl.to_module(ctx))
     other.get_submodule("0").register_parameter("weight", nn.Parameter(torch.zeros(7, 3)))

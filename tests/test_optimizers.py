@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from functional_loop import optimizers
 from functional_loop.borrowed import Borrowed, copied
@@ -136,12 +137,12 @@ def test_other_dtypes_have_the_bits_of_torch(cls, form, dtype):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_parameters_of_several_dtypes_have_the_bits_of_torch(form):
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_parameters_of_several_dtypes_have_the_bits_of_torch(cls, form):
     params = {"a": torch.randn(3), "b": torch.randn(3, dtype=torch.float64)}
-    if "fused" not in form:
-        params["c"] = torch.randn(3, dtype=torch.cfloat)
-    opt = optimizers.optimizer(torch.optim.AdamW, lr=0.1, **form)
-    assert_as_torch(opt, Ordinary(torch.optim.AdamW, params, lr=0.1, **form), params, [params] * 4)
+    for extra in [{}] if "fused" in form else [{}, {"c": torch.randn(3, dtype=torch.cfloat)}]:
+        every, own = params | extra, {"lr": 0.1, "weight_decay": 0.1, **form}
+        assert_as_torch(optimizers.optimizer(cls, **own), Ordinary(cls, every, **own), every, [every] * 4)
 
 
 class WithoutForeach(torch.Tensor):
@@ -168,7 +169,7 @@ def test_tensor_subclasses_take_the_operators_that_torch_would_take():
 
 def test_global_hooks_of_torch_optimizers_run():
     seen = []
-    handle = torch.optim.optimizer.register_optimizer_step_post_hook(lambda opt, *_: seen.append(type(opt).__name__))
+    handle = register_optimizer_step_post_hook(lambda opt, *_: seen.append(type(opt).__name__))
     try:
         opt, params = optimizers.optimizer(torch.optim.AdamW), {"w": torch.ones(2)}
         update, state = opt.updater(params), opt.init(params)
@@ -209,7 +210,6 @@ def test_lbfgs_evaluates_the_network_through_the_closure(hyperparameters):
     params = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
 
     def evaluate(params):
-        kept.append((params, copied(params)))
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
         loss = nn.functional.mse_loss(torch.tanh(nn.functional.linear(x, leaves["weight"], leaves["bias"])), y)
         return loss, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -222,12 +222,16 @@ def test_lbfgs_evaluates_the_network_through_the_closure(hyperparameters):
             ordinary.params[name].grad = grad
         return loss
 
+    def keep(params):
+        kept.append((params, copied(params)))
+        return evaluate(params)
+
     opt = optimizers.optimizer(torch.optim.LBFGS, **hyperparameters)
     assert opt.needs_closure
     update, state, old = opt.updater(params), opt.init(params), []
     for _ in range(4):
         old.append((params, state, copied(state)))
-        params, state = checked(update, {}, state, params, evaluate)
+        params, state = checked(update, {}, state, params, keep)
         ordinary.optimizer.step(closure)
         assert tree_equal(params, ordinary.values())
         assert tree_equal(state["slots"], ordinary.slots())

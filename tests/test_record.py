@@ -104,7 +104,7 @@ def test_evolve_replaces_fields_in_a_copy() -> None:
 
 @pytest.mark.parametrize("default", [[], {}, set(), torch.zeros(1)], ids=lambda default: type(default).__name__)
 def test_a_mutable_default_is_refused(default: Any) -> None:
-    with pytest.raises(TypeError, match="Wrong.items: a mutable default"):
+    with pytest.raises(TypeError, match=r"Wrong.items: a mutable default"):
         fl.record(type("Wrong", (), {"items": default, "__annotations__": {"items": "Any"}}))
 
 

@@ -82,9 +82,14 @@ def test_a_seeded_region_repeats_itself_and_leaves_no_trace() -> None:
 
 def test_a_seeded_region_leaves_no_trace_after_an_error() -> None:
     before = global_states()
-    with pytest.raises(KeyboardInterrupt), fl.seeded(7):
-        draw()
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with fl.seeded(7):
+            draw()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert global_states() == before
 
 
@@ -125,7 +130,8 @@ warnings.simplefilter("ignore")
 import torch, functional_loop as fl
 x = torch.ones(4, 2)
 network = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Dropout())
-loop = fl.Loop(network, torch.nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.1), fl.batches(x, x[:, :1]), epochs=1)
+loss = torch.nn.functional.mse_loss
+loop = fl.Loop(network, loss, fl.optimizer(torch.optim.SGD, lr=0.1), fl.batches(x, x[:, :1]), epochs=1)
 ctx = fl.train(fl.init(loop))
 with fl.seeded(3):
     assert len(fl.digest(ctx)) == 64

@@ -123,7 +123,7 @@ def test_every_takes_a_positive_integer(n: Any) -> None:
 def test_every_counts_batches_of_the_run_or_validation_batches_or_epochs() -> None:
     seen: list[tuple[str, Any]] = []
     hooks = recorder(seen, lambda ctx: (ctx.epoch, ctx.global_step, ctx.step_valid)).hooks
-    callback = fl.Callback("log", **{stage: fl.every(2, hook) for stage, hook in hooks.items()})  # type: ignore[arg-type]
+    callback = fl.Callback("log", **{stage: fl.every(2, hook) for stage, hook in hooks.items()})
     fl.train(fl.init(make_loop(epochs=3, callbacks=[callback], valid=make_loop().train)))
     batches = {stage: [place[1] for s, place in seen if s == stage] for stage in fl.STAGES}
     for stage in ("batch_begin", "after_backward", "batch_end"):

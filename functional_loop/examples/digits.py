@@ -54,13 +54,16 @@ def loop(epochs: int = 30, batch_size: int = 64, lr: float = 0.003) -> fl.Loop:
     """The loop: every fifth picture validates, the others train.
 
     >>> import functional_loop as fl
-    >>> ctx = fl.train(fl.init(loop(epochs=1), seed=0))
+    >>> ctx = fl.train(fl.init(loop(epochs=2), seed=0))
     >>> ctx.last_scores_valid["accuracy"] > 0.9
     True
     """
     x, y = digits()
     valid = torch.arange(len(y)) % 5 == 0
-    measures = [fl.measure("cross_entropy", cross_entropy, minimize=True), fl.measure("accuracy", accuracy, minimize=False)]
+    measures = [
+        fl.measure("cross_entropy", cross_entropy, minimize=True),
+        fl.measure("accuracy", accuracy, minimize=False),
+    ]
     return fl.Loop(
         network,
         cross_entropy,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from tests.loops import Spec, make_network, made_under, tensors
-from tests.strategies import boundaries, contexts, examples, seeds, specs, versions
+from tests.loops import Spec, made_under, make_network, tensors
+from tests.strategies import boundaries, examples, places, seeds, specs, versions
 
 pytestmark = pytest.mark.filterwarnings("ignore:resuming in mid-epoch reads")
 
@@ -22,8 +22,9 @@ def test_every_context_that_is_kept_stays_what_it_was(spec, seed):
     assert [(fl.digest(ctx), versions(ctx)) for ctx, _, _ in kept] == [(digest, moved) for _, digest, moved in kept]
 
 
-@given(contexts(), st.integers(0, 8))
-def test_train_leaves_its_argument_alone(ctx, steps):
+@given(places(), st.integers(0, 8))
+def test_train_leaves_its_argument_alone(place, steps):
+    ctx = place.context()
     before = fl.digest(ctx), versions(ctx)
     once = fl.train(ctx, steps=steps)
     assert (fl.digest(ctx), versions(ctx)) == before
@@ -31,8 +32,9 @@ def test_train_leaves_its_argument_alone(ctx, steps):
 
 
 @examples(0.5)
-@given(contexts(measures=("accuracy", "mean")))
-def test_the_other_functions_leave_their_argument_alone(ctx):
+@given(places(measures=("accuracy", "mean")))
+def test_the_other_functions_leave_their_argument_alone(place):
+    ctx = place.context()
     before = fl.digest(ctx), versions(ctx)
     x, y = tensors(3)
     fl.predict(ctx, x)
@@ -47,9 +49,10 @@ def test_the_other_functions_leave_their_argument_alone(ctx):
 
 
 @examples(0.5)
-@given(contexts())
-def test_what_a_context_is_made_into_can_be_trained_by_hand(ctx):
+@given(places())
+def test_what_a_context_is_made_into_can_be_trained_by_hand(place):
     """The module and the optimizer are written to by their owner, and share no memory with the context."""
+    ctx = place.context()
     before = fl.digest(ctx)
     module = fl.to_module(ctx)
     optimizer = fl.to_optimizer(ctx, module)

@@ -11,22 +11,24 @@ import torch
 from hypothesis import given
 
 import functional_loop as fl
-from tests.strategies import contexts, seeds, specs, versions
+from tests.strategies import places, seeds, versions
 
 pytestmark = pytest.mark.filterwarnings("ignore:resuming in mid-epoch reads")
 
 PLAIN = (dict, list, torch.Tensor, int, float, bool, str, type(None))
 
 
-@given(contexts(), seeds)
-def test_loading_what_was_saved_gives_the_context_back(ctx, another_seed):
+@given(places(), seeds)
+def test_loading_what_was_saved_gives_the_context_back(place, another_seed):
+    ctx = place.context()
     loaded = fl.load_state_dict(fl.init(ctx.loop, another_seed), fl.state_dict(ctx))
     assert fl.tree_equal(loaded, ctx)
     assert fl.digest(loaded) == fl.digest(ctx)
 
 
-@given(contexts())
-def test_a_state_dict_holds_plain_types_only(ctx):
+@given(places())
+def test_a_state_dict_holds_plain_types_only(place):
+    ctx = place.context()
     def check(node):
         assert type(node) in PLAIN
         if isinstance(node, dict):
@@ -37,16 +39,18 @@ def test_a_state_dict_holds_plain_types_only(ctx):
     check(fl.state_dict(ctx))
 
 
-@given(contexts())
-def test_a_state_dict_is_read_by_torch_without_running_code(ctx):
+@given(places())
+def test_a_state_dict_is_read_by_torch_without_running_code(place):
+    ctx = place.context()
     file = io.BytesIO()
     torch.save(fl.state_dict(ctx), file)
     file.seek(0)
     assert fl.tree_equal(torch.load(file, weights_only=True), fl.state_dict(ctx))
 
 
-@given(contexts())
-def test_loading_and_training_on_write_nothing_to_a_state_dict(ctx):
+@given(places())
+def test_loading_and_training_on_write_nothing_to_a_state_dict(place):
+    ctx = place.context()
     sd = fl.state_dict(ctx)
     before, moved = copy.deepcopy(sd), versions(sd)
     fl.train(fl.load_state_dict(fl.init(ctx.loop), sd))
@@ -54,8 +58,9 @@ def test_loading_and_training_on_write_nothing_to_a_state_dict(ctx):
     assert versions(sd) == moved
 
 
-@given(contexts())
-def test_a_loaded_context_owns_its_tensors(ctx):
+@given(places())
+def test_a_loaded_context_owns_its_tensors(place):
+    ctx = place.context()
     sd = copy.deepcopy(fl.state_dict(ctx))
     loaded = fl.load_state_dict(fl.init(ctx.loop), sd)
     for leaf in optree.tree_leaves(sd):

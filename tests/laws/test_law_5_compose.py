@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import functional_loop as fl
 from tests import hooks
-from tests.strategies import boundaries, contexts, examples, seeds, specs
+from tests.strategies import boundaries, examples, places, seeds, specs
 
 pytestmark = pytest.mark.filterwarnings("ignore:resuming in mid-epoch reads")
 
@@ -42,8 +42,9 @@ pure_hooks = st.sampled_from(
 )
 
 
-@given(contexts(callbacks=SLOTS), st.lists(pure_hooks, max_size=6), st.data())
-def test_it_does_not_matter_how_hooks_are_grouped(ctx, drawn, data):
+@given(places(callbacks=SLOTS), st.lists(pure_hooks, max_size=6), st.data())
+def test_it_does_not_matter_how_hooks_are_grouped(place, drawn, data):
+    ctx = place.context()
     a, b = sorted(data.draw(st.tuples(st.integers(0, len(drawn)), st.integers(0, len(drawn)))))
     first, second, third = (fl.compose(*part) for part in (drawn[:a], drawn[a:b], drawn[b:]))
     left = fl.compose(fl.compose(first, second), third)(ctx)
@@ -55,8 +56,9 @@ def test_it_does_not_matter_how_hooks_are_grouped(ctx, drawn, data):
     assert fl.tree_equal(right, one_by_one)
 
 
-@given(contexts(), pure_hooks.filter(lambda hook: hook in (double, add_one, freeze)))
-def test_composing_nothing_is_the_identity(ctx, hook):
+@given(places(), pure_hooks.filter(lambda hook: hook in (double, add_one, freeze)))
+def test_composing_nothing_is_the_identity(place, hook):
+    ctx = place.context()
     identity = fl.compose()
     assert identity(ctx) is ctx
     assert fl.tree_equal(fl.compose(identity, hook, identity)(ctx), hook(ctx))

@@ -35,9 +35,10 @@ small_seeds = st.integers(0, 2**32 - 1)
 
 @given(specs(), seeds, small_seeds)
 def test_the_global_states_are_not_moved(spec, seed, polluted):
+    loop = spec.loop()
     seed_globals(polluted)
     before = global_states()
-    ctx = fl.init(spec.loop(), seed)
+    ctx = fl.init(loop, seed)
     assert global_states() == before
     for boundary in fl.iterate(ctx):
         assert global_states() == before, boundary
@@ -45,10 +46,11 @@ def test_the_global_states_are_not_moved(spec, seed, polluted):
 
 @given(specs(), seeds, small_seeds, small_seeds)
 def test_the_global_states_are_not_used(spec, seed, polluted, otherwise):
-    seed_globals(polluted)
-    one = fl.digest(fl.train(fl.init(spec.loop(), seed)))
-    seed_globals(otherwise)
-    assert fl.digest(fl.train(fl.init(spec.loop(), seed))) == one
+    digests = set()
+    for globally in (polluted, otherwise):
+        seed_globals(globally)
+        digests.add(fl.digest(fl.train(fl.init(spec.loop(), seed))))
+    assert len(digests) == 1
 
 
 @examples(0.5)
@@ -89,5 +91,5 @@ def test_a_network_may_draw_from_numpy_and_random_in_some_batches_only(seed, pol
     whole = boundaries(loop, seed)
     assert global_states() == before
     seed_globals(otherwise)
-    cut = data.draw(st.sampled_from(whole))
+    cut = whole[data.draw(st.integers(0, len(whole) - 1))]
     assert fl.digest(fl.train(fl.evolve(cut, loop=fl.evolve(loop)))) == fl.digest(whole[-1])

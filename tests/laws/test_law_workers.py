@@ -23,7 +23,7 @@ def with_workers(spec: Spec, number: int, **options: Any) -> fl.Loop:
 
 
 @examples(0.2)
-@given(specs(), seeds, st.integers(1, 3), st.sampled_from([None, 1, 4]))
+@given(specs(), seeds, st.integers(1, 2), st.sampled_from([None, 1, 4]))
 def test_the_number_of_workers_changes_nothing(spec, seed, number, prefetch_factor):
     alone = [fl.digest(ctx) for ctx in boundaries(with_workers(spec, 0), seed)]
     helped = [fl.digest(ctx) for ctx in boundaries(with_workers(spec, number, prefetch_factor=prefetch_factor), seed)]
@@ -35,7 +35,7 @@ def test_the_number_of_workers_changes_nothing(spec, seed, number, prefetch_fact
 def test_a_run_may_go_on_with_another_number_of_workers(spec, seed, numbers, data):
     first, second, third = numbers
     whole = boundaries(with_workers(spec, first), seed)
-    cut = data.draw(st.sampled_from(whole))
+    cut = whole[data.draw(st.integers(0, len(whole) - 1))]
     part = fl.load_state_dict(fl.init(with_workers(spec, second)), fl.state_dict(cut))
     part = fl.train(part, steps=2)
     rest = fl.load_state_dict(fl.init(with_workers(spec, third)), fl.state_dict(part))

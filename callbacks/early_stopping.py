@@ -1,0 +1,104 @@
+"""Early stopping: training ends when a validation score stops improving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..context import Context
+from ..errors import StateDictError
+from ..record import evolve
+from ..stages import Callback
+from .checks import check_flag, check_integer, check_number
+from .watched import check_measure, watched
+
+
+def early_stopping(
+    patience: int,
+    min_delta: float = 0.0,
+    restore_best_weights: bool = True,
+    measure: str | None = None,
+    id: str = "early_stopping",
+) -> Callback:
+    """Ends training when a validation score has not improved for ``patience`` evaluations.
+
+    It decides in ``valid_end`` by setting ``terminate``; an epoch that does not evaluate counts for nothing, a score
+    that is NaN is no improvement. With ``restore_best_weights`` the parameters and buffers of the best evaluation come
+    back in ``end``, however the run ends, after the other callbacks of that stage (weight 1000). State:
+    ``{"measure", "best_score", "best_epoch", "stagnation", "params", "buffers"}``.
+
+    Args:
+        patience: evaluations without improvement after which training ends, at least 1.
+        min_delta: an improvement is a change for the better by more than this.
+        restore_best_weights: whether the run ends with the parameters and buffers of its best evaluation.
+        measure: id of the validation measure to watch; by default the first. Which direction is better, the measure
+            says (``minimize``).
+        id: the name of the slot, unique in a loop.
+
+    Raises:
+        ValueError: an argument that can't work; in `init`: no validation data, no such measure, or one of which neither
+            high nor low is better.
+        StateDictError: when a run is continued that watched another measure, or kept no weights to restore.
+
+    Resuming:
+        Best score, best weights and stagnation are part of the context: a resumed run stops where an uninterrupted one
+        does, with the same weights. A run that it ended is over: it trains no further epoch, whatever ``epochs`` is.
+
+    Mirrors R's ``CallbackSetEarlyStopping`` (mlr3torch); Prechelt, "Early Stopping - But When?", 1998.
+
+    >>> import functional_loop as fl
+    >>> from functional_loop.callbacks.early_stopping import early_stopping
+    >>> from functional_loop.examples.digits import loop
+    >>> stop = early_stopping(patience=1, min_delta=0.5, measure="accuracy")
+    >>> ctx = fl.train(fl.init(fl.evolve(loop(epochs=9), callbacks=[stop])))
+    >>> ctx.epoch, ctx.callbacks["early_stopping"]["best_epoch"]
+    (2, 1)
+    """
+    check_integer("early_stopping", "patience", patience, least=1)
+    check_number("early_stopping", "min_delta", min_delta, least=0)
+    check_flag("early_stopping", "restore_best_weights", restore_best_weights)
+    check_measure("early_stopping", measure)
+
+    def start(ctx: Context) -> dict[str, Any]:
+        return {
+            "measure": watched("early_stopping", ctx.loop, measure).id,
+            "best_score": None,
+            "best_epoch": None,
+            "stagnation": 0,
+            "params": (),
+            "buffers": (),
+        }
+
+    def improves(ctx: Context, score: float, best: float | None) -> bool:
+        if best is None:
+            return score == score
+        minimize = watched("early_stopping", ctx.loop, measure).minimize
+        return (best - score if minimize else score - best) > min_delta
+
+    def decide(ctx: Context) -> Context:
+        slot = ctx.callbacks[id]
+        score = dict(ctx.last_scores_valid)[slot["measure"]]
+        if improves(ctx, score, slot["best_score"]):
+            weights = {"params": ctx.params, "buffers": ctx.buffers} if restore_best_weights else {}
+            best = {"best_score": score, "best_epoch": ctx.epoch, "stagnation": 0, **weights}
+            return ctx.with_callback_state(id, {**slot, **best})
+        stagnation = slot["stagnation"] + 1
+        ctx = ctx.with_callback_state(id, {**slot, "stagnation": stagnation})
+        return evolve(ctx, terminate=True) if stagnation >= patience else ctx
+
+    def restore(ctx: Context) -> Context:
+        slot = ctx.callbacks[id]
+        if not restore_best_weights or slot["best_epoch"] is None:
+            return ctx
+        return evolve(ctx, params=slot["params"], buffers=slot["buffers"])
+
+    def check(ctx: Context) -> Context:
+        slot, here = ctx.callbacks[id], watched("early_stopping", ctx.loop, measure).id
+        if slot["measure"] != here:
+            line = f"measure: {slot['measure']!r} in what was saved, {here!r} here"
+            raise StateDictError(f"callback {id!r} can't continue with the best score of another measure:", [line])
+        if restore_best_weights and slot["best_epoch"] is not None and slot["params"] == ():
+            line = "restore_best_weights: False in what was saved, True here"
+            raise StateDictError(f"callback {id!r} has no best weights to restore:", [line])
+        return ctx
+
+    return Callback(id, init=start, weight=1000, kind="early_stopping", resume=check, valid_end=decide, end=restore)
