@@ -54,7 +54,7 @@ class CallbackSet:
     """
 
     weight: float = 0.0
-    ctx: ContextView | None = None
+    ctx: ContextView = None  # type: ignore[assignment]  # always set inside a hook, where it is read
     volatile: bool = False
     environment: Mapping[str, Any] = MappingProxyType({})
     _id: str | None = None

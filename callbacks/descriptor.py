@@ -186,9 +186,11 @@ def describe(x: Any, id: str | None = None) -> TorchCallback:
         TypeError: ``x`` is none of these.
         ValueError: a callback that is made already can't have another id.
     """
-    if isinstance(x, (Callback, CallbackSet)):
-        return TorchCallback(x.as_callback, id=x.id if id is None else id)
-    return TorchCallback(x) if id is None else TorchCallback(x, id=id)
+    if not isinstance(x, (Callback, CallbackSet)):
+        return TorchCallback(x, id)
+    if id not in (None, x.id):
+        raise ValueError(f"a callback that is made already can't have another id: {x!r} is not {id!r}")
+    return TorchCallback(x.as_callback, x.id)
 
 
 def with_weight(callback: Callback, weight: float) -> Callback:

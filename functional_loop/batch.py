@@ -46,12 +46,18 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     >>> to_device(batch, torch.device("cpu")) is batch
     True
     """
-    parts: Any = (batch.x, batch.y, batch.index)  # quicker to flatten than the record
-    if all(leaf.device == device for leaf in optree.tree_leaves(parts) if isinstance(leaf, torch.Tensor)):
+    if _is_on(device, batch.x) and _is_on(device, batch.y) and _is_on(device, batch.index):
         return batch
     # A copy to the host that doesn't block could be read before it has arrived.
     non_blocking = device.type != "cpu"
     return _map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking), batch)
+
+
+def _is_on(device: torch.device, part: Any) -> bool:
+    if isinstance(part, torch.Tensor):
+        return part.device == device
+    children = part.values() if isinstance(part, dict) else part if isinstance(part, (tuple, list)) else ()
+    return all(_is_on(device, child) for child in children)
 
 
 def _map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) -> Batch:

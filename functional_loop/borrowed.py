@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,18 @@ from torch import Tensor
 Tensors: TypeAlias = dict[str, Tensor]
 State: TypeAlias = dict[str, Any]
 Closure: TypeAlias = Callable[[Tensors], tuple[Tensor, Tensors]]
+
+
+class Updater(Protocol):
+    """The update of an optimizer, planned for some parameters."""
+
+    def __call__(
+        self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
+    ) -> tuple[Tensors, State]:
+        """New parameters and state; see `Optimizer.update`."""
+
+    def release(self) -> None:
+        """Let go of the tensors of the last update."""
 
 
 class Borrowed:
@@ -31,7 +43,7 @@ class Borrowed:
         self._groups = groups
         self._needs_closure = needs_closure
         self._hyperparameters = [without_params(group) for group in instance.param_groups]
-        self._release()
+        self.release()
 
     def __call__(
         self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
@@ -45,7 +57,7 @@ class Borrowed:
                 self._instance.step()
             return self._take_back(state, params, copies)
         finally:
-            self._release()
+            self.release()
 
     def _lend(self, grads: Tensors, state: State, params: Tensors) -> Tensors:
         """Fill the instance with copies: of the parameters that the step may move, and of their state."""
@@ -88,7 +100,7 @@ class Borrowed:
         groups = [numbers_of(group) for group in self._instance.param_groups]
         return params | copies, {"groups": groups, "slots": slots}
 
-    def _release(self) -> None:
+    def release(self) -> None:
         self._instance.state = defaultdict(dict)
         for group in self._instance.param_groups:
             group["params"].clear()
@@ -116,7 +128,7 @@ def set_gradients(params: Tensors, grads: Tensors) -> None:
 
 def like(param: Tensor, value: Tensor) -> Tensor:
     """A copy of ``value`` with the strides of ``param``, as torch makes gradients and slots; fused kernels need it."""
-    if value.stride() == param.stride():
+    if value.is_sparse or value.stride() == param.stride():
         return value.detach().clone()
     return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value.detach())
 

@@ -1,9 +1,10 @@
-"""Fast updates of SGD, Adam and AdamW: torch's own kernels on clones, without the Python of `torch.optim`."""
+"""Fast updates of SGD, Adam and AdamW: torch's own kernels, without the Python of `torch.optim`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from operator import is_
 from typing import Any, TypeAlias
 
 import attrs
@@ -11,80 +12,101 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-from .borrowed import State, Tensors
+from .borrowed import Borrowed, Closure, State, Tensors
 
 Group: TypeAlias = dict[str, Any]
 Layout: TypeAlias = tuple[Any, ...]
-List: TypeAlias = list[Tensor] | tuple[Tensor, ...]
-Lists: TypeAlias = dict[str, List]
-Kernel: TypeAlias = Callable[[Group, Group, List, List, Lists], None]
-
-_ONE = torch.tensor(1.0, device="cpu")
+Column: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+Columns: TypeAlias = Sequence[Column]
+Kernel: TypeAlias = Callable[[Group, Group, Column, Columns], Columns]
 
 
 @attrs.frozen(eq=False)
 class FastUpdate:
-    """The update of all groups by kernels, or ``None`` in a step in which only the generic update will do.
+    """The update of all groups by kernels, and by ``generic`` in a step in which only that will do.
 
     The generic update takes the first step of every parameter, in which torch makes its slots, and everything
-    unusual: hyperparameters that are tensors, gradients that are sparse, that have a graph, or that have other
-    strides than their parameter.
+    unusual: hyperparameters that are tensors, gradients that are sparse, or that have other strides than their
+    parameter.
     """
 
     groups: Sequence[FastGroup]
+    generic: Borrowed
 
-    def __call__(self, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State] | None:
+    def __call__(
+        self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
+    ) -> tuple[Tensors, State]:
         new_params, new_slots = dict(params), dict(state["slots"])
         for group, values in zip(self.groups, state["groups"], strict=True):
             moved = group.step(values, grads, state["slots"], params)
             if moved is None:
-                return None
+                return self.generic(grads, state, params, closure)
             new_params |= moved[0]
             new_slots |= moved[1]
         return new_params, {"groups": state["groups"], "slots": new_slots}
 
+    def release(self) -> None:
+        for group in self.groups:
+            group.release()
 
-@attrs.frozen(eq=False)
+
+@attrs.define(eq=False)
 class FastGroup:
-    """One parameter group: the layout of every parameter by name, its flags, its kernel and the slots of that."""
+    """One parameter group: the layout of every parameter by name, its flags, its kernel and the slots of that.
+
+    A column has one tensor per parameter: the parameters themselves, their gradients, or one of their slots. The
+    columns that the last step made are remembered, because tensors that come back need no look at their layouts.
+    """
 
     layouts: dict[str, Layout]
     flags: Group
     kernel: Kernel
     slots_of: Callable[[Group, Group], tuple[str, ...]]
+    _last: tuple[list[str], Columns] = attrs.field(default=([], []), init=False)
 
     def step(self, values: Group, grads: Tensors, slots: State, params: Tensors) -> tuple[Tensors, State] | None:
         """The new parameters and slots of those that have gradients."""
         names = [name for name in self.layouts if name in grads]
         if not names:
             return {}, {}
-        if not _are_numbers(values.values()):
-            return None
         keys = self.slots_of(values, self.flags)
         try:
-            old_slots = [slots[name] for name in names] if keys else []
-            columns: Lists = {key: [slot[key] for slot in old_slots] for key in keys}
+            columns = [[params[name] for name in names], *([slots[name][key] for name in names] for key in keys)]
         except KeyError:
             return None
         own_grads = [grads[name] for name in names]
-        moments = [key for key in keys if key != "step"]
-        written = [[params[name] for name in names], *(columns[key] for key in moments)]
-        if not self._fit(names, [own_grads, *written]):
+        if not (_are_numbers(values.values()) and self._fit(names, own_grads) and self._know(names, keys, columns)):
             return None
-        own_params, *copies = _clones(written)
-        columns.update(zip(moments, copies, strict=True))
-        self.kernel(values, self.flags, own_params, own_grads, columns)
-        rows = zip(*columns.values(), strict=True)
-        new_slots = {
-            name: old | dict(zip(keys, row, strict=True))
-            for name, old, row in zip(names, old_slots, rows, strict=False)
-        }
-        return dict(zip(names, own_params, strict=True)), new_slots
+        with torch.no_grad():
+            new_params, *new_slots = made = self.kernel(values, self.flags, own_grads, columns)
+        self._last = names, made
+        rows = zip(names, zip(*new_slots, strict=True), strict=False)
+        return (
+            dict(zip(names, new_params, strict=True)),
+            {name: slots[name] | dict(zip(keys, row, strict=True)) for name, row in rows},
+        )
 
-    def _fit(self, names: list[str], columns: list[List]) -> bool:
-        """Whether all tensors have the layouts of the plan; fused kernels read memory without a look at shapes."""
-        layouts = [self.layouts[name] for name in names]
-        return all([(t.dtype, t.shape, t.stride(), t.requires_grad) for t in column] == layouts for column in columns)
+    def release(self) -> None:
+        self._last = [], []
+
+    def _know(self, names: list[str], keys: Sequence[str], columns: Columns) -> bool:
+        """Whether the columns are the ones made last, or have the layouts that those would have."""
+        last_names, last = self._last
+        if names == last_names and len(columns) == len(last):
+            tensors = chain.from_iterable
+            if all(map(is_, tensors(columns), tensors(last))):
+                return True
+        return all(
+            _are_counters(column) if key == "step" else self._fit(names, column)
+            for key, column in zip(("", *keys), columns, strict=True)
+        )
+
+    def _fit(self, names: list[str], column: Column) -> bool:
+        """Whether tensors have the layouts of their parameters; fused kernels read memory without a look at shapes."""
+        return all(
+            type(tensor) is Tensor and _layout(tensor) == self.layouts[name]
+            for name, tensor in zip(names, column, strict=True)
+        )
 
 
 def fast_update(
@@ -92,6 +114,7 @@ def fast_update(
     names: Sequence[Sequence[str]],
     groups: Sequence[Group],
     params: Tensors,
+    generic: Borrowed,
 ) -> FastUpdate | None:
     """The update by kernels for parameters like ``params``, or ``None`` where there is none.
 
@@ -100,8 +123,9 @@ def fast_update(
         names: of the parameters of every group.
         groups: all hyperparameters of every group.
         params: parameters by name.
+        generic: the update for all other steps.
     """
-    if cls not in _KERNELS or not all(_is_usual(params[name]) for group in names for name in group):
+    if cls not in _KERNELS or not all(_are_usual([params[name] for name in group]) for group in names):
         return None
     if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
         return None
@@ -116,28 +140,31 @@ def fast_update(
                 slots_of,
             )
             for members, group in zip(names, groups, strict=True)
-        ]
+        ],
+        generic,
     )
 
 
 def _layout(tensor: Tensor) -> Layout:
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.requires_grad
+    return tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _clones(columns: list[List]) -> list[list[Tensor]]:
-    clones = torch._foreach_clone(list(chain.from_iterable(columns)))
-    count = len(columns[0])
-    return [list(clones[start : start + count]) for start in range(0, len(clones), count)]
-
-
-def _is_usual(param: Tensor) -> bool:
+def _are_usual(params: Column) -> bool:
     # In half precision foreach and single-tensor forms differ in the last bit.
-    dtypes = (torch.float32, torch.float64)
-    return type(param) in (Tensor, torch.nn.Parameter) and param.is_cpu and param.dtype in dtypes
+    dtypes = {param.dtype for param in params}
+    return (
+        len(dtypes) <= 1
+        and dtypes <= {torch.float32, torch.float64}
+        and all(type(param) in (Tensor, torch.nn.Parameter) and param.is_cpu for param in params)
+    )
 
 
 def _are_numbers(values: Iterable[Any]) -> bool:
     return all(type(v) in (float, int) or (type(v) is list and _are_numbers(v)) for v in values)
+
+
+def _are_counters(steps: Column) -> bool:
+    return all(type(step) is Tensor and step.dim() == 0 for step in steps)
 
 
 def _adam_slots(values: Group, flags: Group) -> tuple[str, ...]:
@@ -149,44 +176,49 @@ def _sgd_slots(values: Group, flags: Group) -> tuple[str, ...]:
     return ("momentum_buffer",) if values["momentum"] != 0 else ()
 
 
-# The kernels write to the parameters and slots that they are given, and replace the step counters. On the CPU torch's
-# foreach and single-tensor forms have the same bits, so that one kernel stands for both.
+# A kernel makes new columns of the parameters and slots from the gradients and the old columns, which it leaves alone.
+# On the CPU torch's foreach and single-tensor forms have the same bits, so that one kernel stands for both.
 
 
-def _adam_foreach(values: Group, flags: Group, params: List, grads: List, slots: Lists) -> None:
+def _adam_foreach(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
     lr, (beta1, beta2), decay = values["lr"], values["betas"], values["weight_decay"]
-    means, squares = slots["exp_avg"], slots["exp_avg_sq"]
+    params, steps, means, squares, *maxima = columns
     if flags["maximize"]:
         grads = torch._foreach_neg(grads)
-    if decay != 0 and flags["decoupled_weight_decay"]:
-        torch._foreach_mul_(params, 1 - lr * decay)
-    elif decay != 0:
+    if decay != 0 and not flags["decoupled_weight_decay"]:
         grads = torch._foreach_add(grads, params, alpha=decay)
-    torch._foreach_lerp_(means, grads, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
+    if decay != 0 and flags["decoupled_weight_decay"]:
+        params = torch._foreach_mul(params, _wrapped(1 - lr * decay, params))
+    else:
+        params = torch._foreach_clone(params)
+    steps = _counted(steps)
+    means = torch._foreach_lerp(means, grads, 1 - beta1)
+    squares = torch._foreach_mul(squares, _wrapped(beta2, squares))
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    if flags["amsgrad"]:
-        torch._foreach_maximum_(slots["max_exp_avg_sq"], squares)
-        squares = slots["max_exp_avg_sq"]
-    slots["step"] = _counted(slots["step"])
-    steps = [step.item() for step in slots["step"]]
-    scales = torch._foreach_sqrt(squares)
-    torch._foreach_div_(scales, [(1 - beta2**step) ** 0.5 for step in steps])
-    torch._foreach_add_(scales, values["eps"])
-    torch._foreach_addcdiv_(params, means, scales, [-(lr / (1 - beta1**step)) for step in steps])
+    if maxima:
+        maxima = [torch._foreach_maximum(maxima[0], squares)]
+    scales = torch._foreach_sqrt(maxima[0] if maxima else squares)
+    counts = [step.item() for step in steps]
+    corrections = {count: _wrapped((1 - beta2**count) ** 0.5, params) for count in set(counts)}
+    torch._foreach_div_(scales, [corrections[count] for count in counts])
+    torch._foreach_add_(scales, _wrapped(values["eps"], scales), alpha=1)
+    torch._foreach_addcdiv_(params, means, scales, [-(lr / (1 - beta1**count)) for count in counts])
+    return params, steps, means, squares, *maxima
 
 
-def _adam_fused(values: Group, flags: Group, params: List, grads: List, slots: Lists) -> None:
+def _adam_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
     kernel = torch._fused_adamw_ if flags["decoupled_weight_decay"] else torch._fused_adam_
-    slots["step"] = _counted(slots["step"])
+    params, steps, means, squares, *maxima = columns
+    params, means, squares, *maxima = map(torch._foreach_clone, (params, means, squares, *maxima))
+    steps = _counted(steps)
     beta1, beta2 = values["betas"]
     kernel(
         params,
         grads,
-        slots["exp_avg"],
-        slots["exp_avg_sq"],
-        slots.get("max_exp_avg_sq", []),
-        slots["step"],
+        means,
+        squares,
+        maxima[0] if maxima else [],
+        steps,
         amsgrad=flags["amsgrad"],
         lr=values["lr"],
         beta1=beta1,
@@ -195,30 +227,30 @@ def _adam_fused(values: Group, flags: Group, params: List, grads: List, slots: L
         eps=values["eps"],
         maximize=flags["maximize"],
     )
+    return params, steps, means, squares, *maxima
 
 
-def _counted(steps: List) -> List:
-    return torch._foreach_add(steps, _ONE, alpha=1.0)
-
-
-def _sgd_foreach(values: Group, flags: Group, params: List, grads: List, slots: Lists) -> None:
+def _sgd_foreach(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
+    params, *buffers = columns
     if flags["maximize"]:
         grads = torch._foreach_neg(grads)
     if values["weight_decay"] != 0:
         grads = torch._foreach_add(grads, params, alpha=values["weight_decay"])
-    if slots:
-        momentum, buffers = values["momentum"], slots["momentum_buffer"]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, grads, alpha=1 - values["dampening"])
-        grads = torch._foreach_add(grads, buffers, alpha=momentum) if flags["nesterov"] else buffers
-    torch._foreach_add_(params, grads, alpha=-values["lr"])
+    for old in buffers:
+        momentum = values["momentum"]
+        new = torch._foreach_mul(old, _wrapped(momentum, old))
+        torch._foreach_add_(new, grads, alpha=1 - values["dampening"])
+        buffers = [new]
+        grads = torch._foreach_add(grads, new, alpha=momentum) if flags["nesterov"] else new
+    return torch._foreach_add(params, grads, alpha=-values["lr"]), *buffers
 
 
-def _sgd_fused(values: Group, flags: Group, params: List, grads: List, slots: Lists) -> None:
+def _sgd_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
+    params, *buffers = map(torch._foreach_clone, columns)
     torch._fused_sgd_(
         params,
         grads,
-        slots.get("momentum_buffer", []),
+        buffers[0] if buffers else [],
         weight_decay=values["weight_decay"],
         momentum=values["momentum"],
         lr=values["lr"],
@@ -227,8 +259,20 @@ def _sgd_fused(values: Group, flags: Group, params: List, grads: List, slots: Li
         maximize=flags["maximize"],
         is_first_step=False,
     )
+    return params, *buffers
 
 
+def _counted(steps: Column) -> Column:
+    return torch._foreach_add(steps, _ONE, alpha=1)
+
+
+def _wrapped(number: float, column: Column) -> Tensor:
+    # A foreach operator on the CPU makes a tensor of a number anew for every tensor of the column, which costs more
+    # than the arithmetic of a small one.
+    return torch.scalar_tensor(number, dtype=column[0].dtype, device="cpu")
+
+
+_ONE = torch.tensor(1.0, device="cpu")
 _KERNELS = {
     torch.optim.Adam: (_adam_slots, _adam_foreach, _adam_fused),
     torch.optim.AdamW: (_adam_slots, _adam_foreach, _adam_fused),

@@ -82,6 +82,8 @@ class FunctionalNetwork:
 
 
 def check_network(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError("the network is a TorchScript module, whose tensors can't be swapped: give the original module")
     lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if lazy:
         raise ValueError(
@@ -147,5 +149,6 @@ def tree_detach(outputs: Any) -> Any:
     if isinstance(outputs, dict):
         return {key: tree_detach(value) for key, value in outputs.items()}
     if isinstance(outputs, (tuple, list)):
-        return tuple(tree_detach(value) for value in outputs)
+        values = [tree_detach(value) for value in outputs]
+        return type(outputs)._make(values) if hasattr(outputs, "_make") else type(outputs)(values)
     return outputs

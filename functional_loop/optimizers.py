@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from .borrowed import Borrowed, Closure, State, Tensors, copied, fill, is_number, numbers_of, without_params
+from .borrowed import Borrowed, Closure, State, Tensors, Updater, copied, fill, is_number, numbers_of, without_params
 from .errors import StateDictError
 from .kernels import fast_update
 from .patterns import Patterns, check_patterns, select
 from .record import did_you_mean
-
-Updater: TypeAlias = Callable[[Tensors, State, Tensors, Closure | None], tuple[Tensors, State]]
 
 
 def optimizer(
@@ -158,17 +156,9 @@ class Optimizer:
         It holds a private instance of the class, and so must not be called from two threads at once.
         """
         names, instance = self.group_names(params), self._instance(_detached(params))
-        fast = fast_update(self.cls, names, list(map(without_params, instance.param_groups)), params)
         generic = Borrowed(instance, names, self.needs_closure)
-        if fast is None:
-            return generic
-
-        def update(
-            grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
-        ) -> tuple[Tensors, State]:
-            return fast(grads, state, params) or generic(grads, state, params)
-
-        return update
+        groups = list(map(without_params, instance.param_groups))
+        return fast_update(self.cls, names, groups, params, generic) or generic
 
     def to_torch(self, params: Tensors, state: State) -> torch.optim.Optimizer:
         """An ordinary optimizer, which goes on from its own copy of ``state``.

@@ -77,9 +77,10 @@ def best_steps(checkpoints: Iterable[dict[str, Any]], measure: str) -> list[int]
 
     A score counts where it is that of the parameters saved with it: at the end of an epoch that validated. NaN is none.
 
-    >>> def checkpoint(step, loss):
-    ...     return {"global_step": step, "stage": "epoch_end", "last_scores_valid": {"loss": loss}, "minimize": {"loss": True}}
-    >>> best_steps([checkpoint(3, 0.5), checkpoint(6, 0.2), checkpoint(9, 0.5)], "loss")
+    >>> def metadata(step, loss):
+    ...     scores = {"last_scores_valid": {"loss": loss}, "minimize": {"loss": True}}
+    ...     return {"global_step": step, "stage": "epoch_end", **scores}
+    >>> best_steps([metadata(3, 0.5), metadata(6, 0.2), metadata(9, 0.5)], "loss")
     [6, 3, 9]
     """
     ranked = []

@@ -48,10 +48,10 @@ class CheckpointStore:
 
     Args:
         path: the folder; it is made when the first checkpoint is saved, and may hold other files too.
-        keep_last: how many steps to keep, counted back from the one just saved; ``None`` keeps all, or with ``keep_best``
-            only the one just saved.
-        keep_best: the id of a validation measure, or a pair of it and a number: so many steps of the best scores are kept
-            beside the last ones. A score counts at the end of its epoch.
+        keep_last: how many steps to keep, counted back from the one just saved; ``None`` keeps all, or with
+            ``keep_best`` only the one just saved.
+        keep_best: the id of a validation measure, or a pair of it and a number: so many steps of the best scores are
+            kept beside the last ones. A score counts at the end of its epoch.
 
     Raises:
         ValueError: a number is less than 1, or ``keep_best`` is something else.

@@ -9,7 +9,7 @@ from . import measures
 from .batch import Batch, to_device
 from .context import Context, after, first_output
 from .errors import noting
-from .record import evolve
+from .record import did_you_mean, evolve
 from .rng import fold_in
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
     return result
 
 
-def _place(ctx: Context) -> str:
+def _place(ctx: Context | Draft) -> str:
     return f"epoch {ctx.epoch}, step {ctx.step}" + (f", validation step {ctx.step_valid}" if ctx.step_valid else "")
 
 
@@ -124,51 +124,89 @@ def train_batch(step: Step, ctx: Context, batch: Batch, last: bool, probe: bool)
         probe: look, at some cost, for what is wrong with the network and the loss.
     """
     loop = ctx.loop
-    batch = to_device(batch, loop.device)
-    ctx = evolve(ctx, batch=batch, step=ctx.step + 1, global_step=ctx.global_step + 1)
-    ctx = _run_hooks("batch_begin", ctx)
-    found = _gradients(step, ctx, ctx.params, ctx.buffers, probe)
-    position = (ctx.step - 1) % loop.accumulate + 1
+    draft = Draft(ctx)
+    draft.set(batch=to_device(batch, loop.device), step=ctx.step + 1, global_step=ctx.global_step + 1)
+    draft.run_hooks("batch_begin")
+    found = _gradients(step, draft, draft.params, draft.buffers, probe)
+    position = ctx.step % loop.accumulate + 1
     updates = last or position == loop.accumulate
-    sums = _add(ctx.accumulated, found.grads) if loop.accumulate > 1 else found.grads
-    ctx = evolve(
-        ctx,
+    sums = found.grads if loop.accumulate == 1 else _add(draft.accumulated, found.grads)
+    draft.set(
         params=found.params,
         buffers=found.buffers,
         y_hats=found.y_hats,
         last_loss=found.loss,
-        grads={name: total / position for name, total in sums.items()} if position > 1 else sums,
+        grads=sums if position == 1 else {name: total / position for name, total in sums.items()},
         accumulated=() if updates else sums,
-        measures=_measure(ctx, found.y_hats),
+        measures=_measure(draft, found.y_hats),
     )
-    ctx = _run_hooks("after_backward", ctx)
+    if draft.run_hooks("after_backward"):
+        _check_grads(draft.grads, draft.params)
     if updates:
-        ctx = _update(step, ctx, found)
-    return _stage("batch_end", ctx)
+        _update(step, draft, found)
+    draft.run_hooks("batch_end")
+    return draft.after("batch_end")
 
 
-def _gradients(step: Step, ctx: Context, params: Tensors, buffers: Tensors, probe: bool = False) -> Gradients:
+class Draft:
+    """A context in the making: changes are gathered, and a context is made of them only where a hook looks at it."""
+
+    __slots__ = ("_changes", "_ctx")
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._changes: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return self._changes[name] if name in self._changes else getattr(self._ctx, name)
+
+    def set(self, **changes: Any) -> None:
+        self._changes.update(changes)
+
+    def run_hooks(self, stage: str) -> bool:
+        """Run the hooks of ``stage`` on the context as it is now; whether there are any."""
+        if not self._ctx.loop.hooks[stage]:
+            return False
+        self._ctx = _run_hooks(stage, evolve(self._ctx, **self._changes))
+        self._changes = {}
+        return True
+
+    def after(self, stage: str) -> Context:
+        self.set(batch=(), y_hats=(), grads=(), running=(), stage=stage)
+        return evolve(self._ctx, **self._changes)
+
+
+def _gradients(step: Step, ctx: Draft, params: Tensors, buffers: Tensors, probe: bool = False) -> Gradients:
     seed = fold_in(ctx.seed, "step", ctx.global_step)
     with noting(lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({_place(ctx)})"):
         return step.gradients(params, buffers, ctx.trainable, ctx.batch, seed, probe)
 
 
+def _check_grads(grads: Any, params: Tensors) -> None:
+    if not isinstance(grads, dict):
+        raise TypeError(f"a hook of 'after_backward' left {type(grads).__name__} in ctx.grads, which is a dict by name")
+    for name in grads.keys() - params.keys():
+        raise ValueError(f"a hook of 'after_backward' left {name!r} in ctx.grads{did_you_mean(name, params)}")
+
+
 def _add(sums: Tensors | tuple[()], grads: Tensors) -> Tensors:
+    # Sums are saved with the context, which sparse tensors can't be.
+    grads = {name: grad.to_dense() if grad.is_sparse else grad for name, grad in grads.items()}
     if not sums:
         return grads
     return {**sums, **{name: sums[name] + grad if name in sums else grad for name, grad in grads.items()}}
 
 
-def _update(step: Step, ctx: Context, found: Gradients) -> Context:
-    found = found._replace(grads=ctx.grads or {}, params=ctx.params, buffers=ctx.buffers)
-    with noting(lambda: f"in the optimizer, between 'after_backward' and 'batch_end' ({_place(ctx)})"):
+def _update(step: Step, draft: Draft, found: Gradients) -> None:
+    found = found._replace(grads=draft.grads, params=draft.params, buffers=draft.buffers)
+    with noting(lambda: f"in the optimizer, between 'after_backward' and 'batch_end' ({_place(draft)})"):
         params, optimizer_state, buffers = step.update(
-            found, ctx.optimizer_state, lambda params, buffers: _gradients(step, ctx, params, buffers)
+            found, draft.optimizer_state, lambda params, buffers: _gradients(step, draft, params, buffers)
         )
-    return evolve(ctx, params=params, optimizer_state=optimizer_state, buffers=buffers)
+    draft.set(params=params, optimizer_state=optimizer_state, buffers=buffers)
 
 
-def _measure(ctx: Context, y_hats: Any) -> Any:
+def _measure(ctx: Draft, y_hats: Any) -> Any:
     running = ctx.measures["train"]
     if not ctx.loop.measures_train or running == ():
         return ctx.measures

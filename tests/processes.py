@@ -20,7 +20,7 @@ HASH_SEED = "4711"
 def server() -> ForkServerContext:
     """A server whose hashes of strings are not those of this process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "tests.strategies", "tests.resume.hard_loop"])
+    context.set_forkserver_preload(["__main__", "pytest", "tests.strategies", "tests.resume.hard_loop"])
     before = os.environ.get("PYTHONHASHSEED")
     os.environ["PYTHONHASHSEED"] = HASH_SEED
     try:

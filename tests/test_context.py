@@ -107,7 +107,7 @@ def test_a_boundary_holds_durable_fields_only() -> None:
         inside.append(ctx)
         return ctx
 
-    fl.train(fl.init(make_loop(callbacks=[fl.Callback("keep", after_backward=keep, batch_end=keep)])), steps=1)
+    fl.train(fl.init(make_loop(callbacks=[fl.Callback("keep", batch_end=keep)])), steps=1)
     for ctx in inside:
         assert ctx.batch != ()
         assert ctx.y_hats != ()

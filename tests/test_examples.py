@@ -15,7 +15,7 @@ TINY = {"context": 16, "width": 16, "layers": 1, "heads": 2, "characters": 4000,
 
 
 def tiny_gpt() -> fl.Context:
-    return fl.init(char_gpt.loop(**TINY), seed=0)  # type: ignore[arg-type]
+    return fl.init(char_gpt.loop(**TINY), seed=0)
 
 
 def test_seeds_of_the_digits_differ_in_initialisation() -> None:

@@ -147,6 +147,8 @@ def test_metadata_tells_the_place_and_the_run(tmp_path: Path) -> None:
         "global_step": 4,
         "stage": "batch_end",
         "terminate": False,
+        "last_scores_valid": {},
+        "minimize": {},
         "epochs": 2,
         "fingerprint": fl.fingerprint(LOOP),
         "versions": {"functional_loop": fl.__version__, "torch": torch.__version__},
@@ -178,7 +180,7 @@ def test_a_context_inside_a_batch_is_refused(tmp_path: Path) -> None:
         return ctx
 
     fl.train(fl.init(make_loop(callbacks=[fl.Callback("take", after_backward=take)])), steps=1)
-    with pytest.raises(ValueError, match="in the middle of batch 1"):
+    with pytest.raises(ValueError, match="taken by a hook of stage 'after_backward'"):
         CheckpointStore(tmp_path / "run").save(taken[0])
     assert not (tmp_path / "run").exists()
 

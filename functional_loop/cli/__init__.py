@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"functional-loop: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("functional-loop: stopped before training began", file=sys.stderr)
+        print("functional-loop: stopped", file=sys.stderr)
         return 130
 
 

@@ -34,4 +34,4 @@ class Interrupts:
     @property
     def exit_code(self) -> int:
         """What a shell expects of a program that a signal has stopped."""
-        return 128 + (self.received or 0)
+        return 128 + (self.received or signal.SIGINT)

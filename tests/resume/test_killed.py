@@ -19,6 +19,7 @@ from tests.resume.hard_loop import SEED, hard_spec, pollute_globals, train_here
 
 def live(spec: Spec, folder: Path, save_every: int, life: int, pipe: Connection) -> None:
     """One life: say when training begins, and the digest at the end."""
+    os.setpgrp()
     torch.set_num_threads(1)
     pollute_globals(life)
     pipe.send("")
@@ -35,7 +36,8 @@ def outlive(spec: Spec, folder: Path, save_every: int, delays: list[float]) -> t
         there.close()
         here.recv()
         if delay is not None and not here.poll(delay):
-            os.kill(process.pid, signal.SIGKILL)
+            # The data workers as well: they would notice seconds later, and the process be waited for as long.
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
         if process.exitcode == 0:
             return here.recv(), kills

@@ -1,0 +1,106 @@
+"""Checkpoints while training."""
+
+from __future__ import annotations
+
+import math
+
+from ..context import boundary
+from ..retention import Retention
+from ..store import CheckpointStore
+from .checks import check_integer
+from .writing import CallbackSetWriting, PathOrFunction
+
+
+class CallbackSetCheckpoint(CallbackSetWriting):
+    """Saves the context to a `CheckpointStore`: every few epochs or batches, and at the end.
+
+    It runs last in its stages (weight infinity), so that what it saves is what the other callbacks of the stage have
+    left. The end of the last epoch is saved in any case, because a run that is to be longer goes on from there.
+
+    Args:
+        path: the folder of the store, or a function that returns it and is asked once per run.
+        every_steps: batches from one checkpoint to the next; ``None`` for none between epochs.
+        every_epochs: epochs from one checkpoint to the next; ``None`` for none but that of the last epoch.
+        keep_last: how many of the newest steps to keep; ``None`` for all, or with ``keep_best`` for the newest alone.
+        keep_best: id of a validation measure, or a pair such as ``("accuracy", 3)``: so many steps of the best scores
+            are kept beside the newest; `CheckpointStore.best` finds the best one.
+        id: the name of the callback, unique in a loop.
+
+    Raises:
+        TypeError: ``path`` is something else.
+        ValueError: a number that is not positive; before training: no validation measure ``keep_best``, or one of which
+            neither high nor low is better.
+        NotADirectoryError: ``path`` is a file.
+        StateDictError: before training: the folder holds another run.
+        OSError: a checkpoint could not be written; the run can be saved elsewhere with `context_of` of the error.
+
+    Resuming:
+        It keeps no state: ``resume(loop, path, seed)`` continues from the newest checkpoint, and a run that is
+        continued saves where its own ``path`` says.
+
+    Mirrors R's ``CallbackSetCheckpoint`` (mlr3torch).
+
+    >>> import tempfile
+    >>> import functional_loop as fl
+    >>> from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
+    >>> from functional_loop.examples.digits import loop
+    >>> path = tempfile.mkdtemp()
+    >>> saving = fl.evolve(loop(epochs=3), callbacks=[CallbackSetCheckpoint(path, keep_last=2)])
+    >>> ctx = fl.train(fl.init(saving, seed=1))
+    >>> fl.CheckpointStore(path).steps()
+    [46, 69]
+    >>> fl.digest(fl.resume(saving, path, seed=1)) == fl.digest(ctx)
+    True
+    """
+
+    weight = math.inf
+
+    def __init__(
+        self,
+        path: PathOrFunction,
+        every_steps: int | None = None,
+        every_epochs: int | None = 1,
+        keep_last: int | None = None,
+        keep_best: str | tuple[str, int] | None = None,
+        id: str | None = None,
+    ) -> None:
+        super().__init__(path, id)
+        for name, period in (("every_steps", every_steps), ("every_epochs", every_epochs)):
+            if period is not None:
+                check_integer(self.id, name, period, least=1)
+        self.every_steps = every_steps
+        self.every_epochs = every_epochs
+        self._retention = Retention(keep_last, keep_best)
+        self._store: CheckpointStore | None = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages at which it does something."""
+        return ("begin", *(("batch_end",) if self.every_steps else ()), "epoch_end", "end")
+
+    def on_begin(self) -> None:
+        self._open().check(self.ctx.context)
+
+    def on_batch_end(self) -> None:
+        if self.ctx.global_step % self.every_steps == 0:
+            self._save("batch_end")
+
+    def on_epoch_end(self) -> None:
+        ctx = self.ctx
+        last = ctx.terminate or ctx.epoch >= ctx.total_epochs
+        if last or (self.every_epochs is not None and ctx.epoch % self.every_epochs == 0):
+            self._save("epoch_end")
+
+    def on_end(self) -> None:
+        self._save("end")
+
+    def _open(self) -> CheckpointStore:
+        kept = self._retention
+        self._store = CheckpointStore(self._enter(), kept.keep_last, kept.keep_best)
+        return self._store
+
+    def _save(self, stage: str) -> None:
+        (self._store or self._open()).save(boundary(self.ctx.context, stage))
+
+
+checkpoint = CallbackSetCheckpoint

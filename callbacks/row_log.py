@@ -1,0 +1,116 @@
+"""A log as a file of rows, to which a run that is continued adds as if it had never stopped."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from ..context import Context
+from ..loop import Loop
+from .checks import check_integer
+from .writing import CallbackSetWriting, PathOrFunction
+
+Row: TypeAlias = dict[str, int | float]
+
+
+class CallbackSetRowLog(CallbackSetWriting, ABC):
+    """Base of callbacks that write a line per evaluated epoch, or per ``every_steps`` batches, to a text file.
+
+    A line is written at once, so that a process that is killed loses none that a checkpoint knows of. When a run is
+    entered, the lines that come after its place are cut off.
+    """
+
+    def __init__(self, path: PathOrFunction, every_steps: int | None = None, id: str | None = None) -> None:
+        super().__init__(path, id)
+        if every_steps is not None:
+            check_integer(self.id, "every_steps", every_steps, least=1)
+        self.every_steps = every_steps
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages at which it does something."""
+        return ("begin", "epoch_end") if self.every_steps is None else ("begin", "batch_end")
+
+    @abstractmethod
+    def _header(self, columns: list[str]) -> str:
+        """The first line of the file, or nothing."""
+
+    @abstractmethod
+    def _line(self, row: Row, columns: list[str]) -> str:
+        """A row, with the end of its line."""
+
+    @abstractmethod
+    def _place(self, line: str, column: str) -> int:
+        """The number in ``column``, the first of the row; a ValueError if this is not a line of the log."""
+
+    def on_begin(self) -> None:
+        path, columns = self._enter(), self._columns(self.ctx.context.loop)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            rewind(path, self._header(columns), lambda line: self._place(line, columns[0]), self._entered_after())
+        except ValueError as error:
+            raise ValueError(
+                f"{self.id}: {path} is not a log of this run ({error}); give it a file of its own"
+            ) from None
+
+    def on_batch_end(self) -> None:
+        ctx = self.ctx
+        if ctx.global_step % self.every_steps == 0:
+            place: Row = {"global_step": ctx.global_step, "epoch": ctx.epoch, "step": ctx.step}
+            self._append({**place, "loss": ctx.last_loss.item()})
+
+    def on_epoch_end(self) -> None:
+        ctx = self.ctx.context
+        if ctx.loop.evaluates(ctx.epoch):
+            self._append({"epoch": ctx.epoch, **named_scores(ctx)})
+
+    def _append(self, row: Row) -> None:
+        with open(self.path or self._enter(), "ab", buffering=0) as file:
+            file.write(self._line(row, self._columns(self.ctx.context.loop)).encode())
+
+    def _columns(self, loop: Loop) -> list[str]:
+        if self.every_steps is not None:
+            return ["global_step", "epoch", "step", "loss"]
+        valid = loop.measures_valid if loop.valid is not None else ()
+        return ["epoch", *(f"train.{m.id}" for m in loop.measures_train), *(f"valid.{m.id}" for m in valid)]
+
+    def _entered_after(self) -> int:
+        """The last step, or the last epoch, that the run has behind it."""
+        ctx: Context = self.ctx.context
+        if self.every_steps is not None:
+            return ctx.global_step
+        return ctx.epoch if ctx.stage == "epoch_end" else ctx.epoch - 1
+
+
+def named_scores(ctx: Context) -> dict[str, float]:
+    """The scores of the epoch, under the names that they have in a history."""
+    parts = (("train", ctx.last_scores_train), ("valid", ctx.last_scores_valid))
+    return {f"{part}.{id}": score for part, found in parts for id, score in dict(found).items()}
+
+
+def rewind(path: Path, header: str, place: Callable[[str], int], last: int) -> None:
+    """Cut off the lines of ``path`` whose place is after ``last``, and one that was not written to its end.
+
+    The places ascend from line to line. The file changes in one system call; it is made if there is none.
+
+    Raises:
+        ValueError: the file has another header, or a line without a place.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    first = header.encode()
+    if first.startswith(content):
+        path.write_bytes(first)
+        return
+    if not content.startswith(first):
+        raise ValueError(f"its first line is {content.splitlines()[0].decode(errors='replace')!r}")
+    end = content.rfind(b"\n") + 1
+    while end > len(first):
+        start = content.rfind(b"\n", 0, end - 1) + 1
+        if place(content[start:end].decode()) <= last:
+            break
+        end = start
+    if end < len(content):
+        os.truncate(path, end)
