@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from . import step
+from . import hooks, step
 from .report import table, write_json
 from .timing import DifferentWorkError
 
-COMMANDS = {"step": step}
+COMMANDS = {"step": step, "hooks": hooks}
 """Modules with a docstring, ``add_arguments(parser)``, and ``run(args)``, which yields the rows."""
 
 

@@ -29,6 +29,19 @@ def check_number(owner: str, name: str, value: Any, least: float = -math.inf, mo
         raise ValueError(f"{owner}: {name} must be a number{limits if least > -math.inf else ''}, not {value!r}")
 
 
+def check_numbers(owner: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> None:
+    """`check_number`, also for a list with a number for every parameter group."""
+    for number in value if isinstance(value, (list, tuple)) else [value]:
+        check_number(owner, name, number, least, most)
+
+
+def check_functions(owner: str, name: str, value: Any) -> None:
+    """Refuse anything but a function, or a list with one for every parameter group, with a TypeError."""
+    for function in value if isinstance(value, (list, tuple)) else [value]:
+        if not callable(function):
+            raise TypeError(f"{owner}: {name} must be a function of the step, not {function!r}")
+
+
 def check_flag(owner: str, name: str, value: Any) -> None:
     """Refuse anything but true and false with a TypeError."""
     if not isinstance(value, bool):

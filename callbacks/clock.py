@@ -11,36 +11,36 @@ _DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS
 
 
 class Stopwatch:
-    """Seconds between `start` and `stop`, and those that were measured before; at first it stands still at zero.
+    """Adds up the time for which it runs; at first it stands still at zero.
+
+    Attributes:
+        seconds: the time up to the last look; may be set, to go on from another time.
 
     >>> watch = Stopwatch()
-    >>> watch.before = 60.0
     >>> watch.start()
-    >>> 60.0 <= watch.seconds() < 61.0
-    True
+    >>> watch.seconds, watch.look() > 0
+    (0.0, True)
     """
 
     def __init__(self) -> None:
-        self.before = 0.0
-        self._since: float | None = None
+        self.seconds = 0.0
+        self._mark: float | None = None
 
     def start(self) -> None:
-        self._since = time.monotonic()
+        """Run on from now; the time since the last look is not counted."""
+        self._mark = time.monotonic()
+
+    def look(self) -> float:
+        """The seconds up to now."""
+        if self._mark is not None:
+            now = time.monotonic()
+            self.seconds += now - self._mark
+            self._mark = now
+        return self.seconds
 
     def stop(self) -> None:
-        self.before, self._since = self.seconds(), None
-
-    def seconds(self) -> float:
-        return self.before + self.since_start()
-
-    def since_start(self) -> float:
-        return 0.0 if self._since is None else time.monotonic() - self._since
-
-    def restart(self, before: float) -> None:
-        """Take ``before`` for what was measured before; measure on from now, unless it stands still."""
-        self.before = before
-        if self._since is not None:
-            self.start()
+        self.look()
+        self._mark = None
 
 
 def seconds_of(duration: float | str) -> float:

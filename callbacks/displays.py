@@ -128,5 +128,5 @@ def format_score(score: float, digits: int = 4) -> str:
     >>> format_score(0.98765), format_score(0.0000123), format_score(123456.0), format_score(0.0), format_score(0.5, 2)
     ('0.9877', '1.230e-05', '1.235e+05', '0.0000', '0.50')
     """
-    plain = score == 0 or 10.0 ** (1 - digits) <= abs(score) < 1e4 or score != score
+    plain = score == 0 or 10.0**-digits <= abs(score) < 1e4 or score != score
     return f"{score:.{digits}f}" if plain else f"{score:.{max(digits - 1, 0)}e}"

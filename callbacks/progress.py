@@ -56,15 +56,18 @@ class CallbackSetProgress(CallbackSet):
         self.digits = digits
         self.live = live
         self._watch = Stopwatch()
+        self._before = 0.0
         self._display: Display | None = None
 
     def on_begin(self) -> None:
         self._watch = Stopwatch()
+        self._before = 0.0
         self._watch.start()
         self._close()
         self._display = self._make_display()
 
     def on_batch_end(self) -> None:
+        self._watch.look()
         if self._display is not None:
             self._display.show(self.ctx.context)
 
@@ -72,27 +75,29 @@ class CallbackSetProgress(CallbackSet):
         self.on_batch_end()
 
     def on_epoch_end(self) -> None:
+        seconds = self._watch.look()
         if self._display is not None:
             ctx = self.ctx.context
             scores = [*describe_scores(ctx, self.digits), *describe_loss(ctx, self.digits)]
             place = f"epoch {ctx.epoch}/{ctx.loop.epochs}"
-            self._display.say("  ".join([place, *scores, in_words(self._watch.seconds())]))
+            self._display.say("  ".join([place, *scores, in_words(seconds)]))
 
     def on_end(self) -> None:
+        seconds = self._watch.look()
         if self._display is not None:
             epochs = f"{self.ctx.epoch} epoch" + ("" if self.ctx.epoch == 1 else "s")
-            here = f", {in_words(self._watch.since_start())} of them in this run" if self._watch.before else ""
-            self._display.say(f"finished after {epochs}, {in_words(self._watch.seconds())}{here}")
+            here = f" ({in_words(seconds - self._before)} of it in this run)" if self._before else ""
+            self._display.say(f"finished after {epochs}, {in_words(seconds)}{here}")
 
     def on_exit(self) -> None:
         self._close()
         self._watch.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"elapsed": self._watch.seconds()}
+        return {"elapsed": self._watch.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._watch.restart(state_dict["elapsed"])
+        self._before = self._watch.seconds = state_dict["elapsed"]
 
     def _make_display(self) -> Display:
         ctx = self.ctx.context

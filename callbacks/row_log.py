@@ -68,8 +68,11 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
             self._append({"epoch": ctx.epoch, **named_scores(ctx)})
 
     def _append(self, row: Row) -> None:
+        columns = self._columns(self.ctx.context.loop)
         with open(self.path or self._enter(), "ab", buffering=0) as file:
-            file.write(self._line(row, self._columns(self.ctx.context.loop)).encode())
+            # A `train_step` does not begin a run, so that there may be no header yet.
+            header = "" if file.tell() else self._header(columns)
+            file.write((header + self._line(row, columns)).encode())
 
     def _columns(self, loop: Loop) -> list[str]:
         if self.every_steps is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from ..context import first_output
 from .callback_set import CallbackSet
+from .clock import Stopwatch
 
 
 class CallbackSetThroughput(CallbackSet):
@@ -35,33 +35,32 @@ class CallbackSetThroughput(CallbackSet):
 
     def __init__(self, id: str | None = None) -> None:
         self._id = id
-        self._mark = time.monotonic()
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.rows_per_second: float | None = None
         self.batches_per_second: float | None = None
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
         self._rows = self._batches = 0
-        self._seconds = 0.0
+        self._watch = Stopwatch()
 
     def on_begin(self) -> None:
-        self._forget()
-        self._mark = time.monotonic()
+        self._reset()
+        self._watch.start()
 
     def on_epoch_begin(self) -> None:
-        self._rows = self._batches = 0
-        self._seconds = 0.0
-        self._mark = time.monotonic()
+        self._start_epoch()
+        self._watch.start()
 
     def on_batch_end(self) -> None:
-        now = time.monotonic()
-        self._seconds += now - self._mark
-        self._mark = now
+        self._watch.look()
         self._batches += 1
         self._rows += len(first_output(self.ctx.batch.x))
 
     def on_before_valid(self) -> None:
-        seconds = max(self._seconds, 1e-9)
+        seconds = max(self._watch.seconds, 1e-9)
         self.rows_per_second = self._rows / seconds
         self.batches_per_second = self._batches / seconds
 
@@ -69,17 +68,16 @@ class CallbackSetThroughput(CallbackSet):
         return {
             "rows": self._rows,
             "batches": self._batches,
-            "seconds": self._seconds,
+            "seconds": self._watch.seconds,
             "rows_per_second": self.rows_per_second,
             "batches_per_second": self.batches_per_second,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rows, self._batches = state_dict["rows"], state_dict["batches"]
-        self._seconds = state_dict["seconds"]
+        self._watch.seconds = state_dict["seconds"]
         self.rows_per_second = state_dict["rows_per_second"]
         self.batches_per_second = state_dict["batches_per_second"]
-        self._mark = time.monotonic()
 
 
 throughput = CallbackSetThroughput

@@ -50,7 +50,7 @@ class CallbackSetTimer(CallbackSet):
         self._watch.start()
 
     def on_batch_end(self) -> None:
-        if self._watch.seconds() >= self.max_time:
+        if self._watch.look() >= self.max_time:
             self.ctx.terminate = True
 
     def on_batch_valid_end(self) -> None:
@@ -63,10 +63,10 @@ class CallbackSetTimer(CallbackSet):
         self._watch.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"elapsed": self._watch.seconds()}
+        return {"elapsed": self._watch.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._watch.restart(state_dict["elapsed"])
+        self._watch.seconds = state_dict["elapsed"]
 
 
 timer = CallbackSetTimer

@@ -75,6 +75,6 @@ def _outputs(ctx: Context, source: BatchSource) -> Any:
         for position, (batch, _) in enumerate(source.fetch(ctx.seed, max(ctx.epoch, 1), 0, ()), 1):
             batch = to_device(batch, ctx.loop.device)
             at = evolve(ctx, step_valid=position)
-            yield evaluate(step, at, batch.x, probe=position == 1), batch
+            yield evaluate(step, at, batch.x), batch
     finally:
         ctx.loop.return_step(step)

@@ -21,7 +21,7 @@ Columns: TypeAlias = Sequence[Column]
 Kernel: TypeAlias = Callable[[Group, Group, Column, Columns], Columns]
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class FastUpdate:
     """The update of all groups by kernels, and by ``generic`` in a step in which only that will do.
 
@@ -32,15 +32,22 @@ class FastUpdate:
 
     groups: Sequence[FastGroup]
     generic: Borrowed
+    # Made once, since it costs as much as the arithmetic of a small tensor.
+    _no_grad: torch.no_grad = attrs.field(factory=torch.no_grad, init=False)
 
     def __call__(
         self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
     ) -> tuple[Tensors, State]:
+        with self._no_grad:
+            moved = self._move(grads, state, params)
+        return moved or self.generic(grads, state, params, closure)
+
+    def _move(self, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State] | None:
         new_params, new_slots = dict(params), dict(state["slots"])
         for group, values in zip(self.groups, state["groups"], strict=True):
             moved = group.step(values, grads, state["slots"], params)
             if moved is None:
-                return self.generic(grads, state, params, closure)
+                return None
             new_params |= moved[0]
             new_slots |= moved[1]
         return new_params, {"groups": state["groups"], "slots": new_slots}
@@ -62,24 +69,26 @@ class FastGroup:
     flags: Group
     kernel: Kernel
     slots_of: Callable[[Group, Group], tuple[str, ...]]
-    _last: tuple[list[str], Columns] = attrs.field(default=([], []), init=False)
+    _last: tuple[Sequence[str], Columns] = attrs.field(default=((), ()), init=False)
 
     def step(self, values: Group, grads: Tensors, slots: State, params: Tensors) -> tuple[Tensors, State] | None:
-        """The new parameters and slots of those that have gradients."""
+        """The new parameters and slots of those that have gradients, or ``None`` where kernels will not do."""
         names = [name for name in self.layouts if name in grads]
         if not names:
             return {}, {}
+        own_grads = [grads[name] for name in names]
+        if not (_are_numbers(values.values()) and self._fit(names, own_grads)):
+            return None
         keys = self.slots_of(values, self.flags)
         try:
             columns = [[params[name] for name in names], *([slots[name][key] for name in names] for key in keys)]
         except KeyError:
             return None
-        own_grads = [grads[name] for name in names]
-        if not (_are_numbers(values.values()) and self._fit(names, own_grads) and self._know(names, keys, columns)):
+        if not (self._made(names, columns) or self._all_fit(names, keys, columns)):
             return None
-        with torch.no_grad():
-            new_params, *new_slots = made = self.kernel(values, self.flags, own_grads, columns)
+        new_params, *new_slots = made = self.kernel(values, self.flags, own_grads, columns)
         self._last = names, made
+        # There are no rows where the kernel has no slots.
         rows = zip(names, zip(*new_slots, strict=True), strict=False)
         return (
             dict(zip(names, new_params, strict=True)),
@@ -87,22 +96,24 @@ class FastGroup:
         )
 
     def release(self) -> None:
-        self._last = [], []
+        self._last = (), ()
 
-    def _know(self, names: list[str], keys: Sequence[str], columns: Columns) -> bool:
-        """Whether the columns are the ones made last, or have the layouts that those would have."""
+    def _made(self, names: list[str], columns: Columns) -> bool:
+        """Whether these are the very tensors that the last step made."""
         last_names, last = self._last
-        if names == last_names and len(columns) == len(last):
-            tensors = chain.from_iterable
-            if all(map(is_, tensors(columns), tensors(last))):
-                return True
-        return all(
+        if names != last_names or len(columns) != len(last):
+            return False
+        return all(map(is_, chain.from_iterable(columns), chain.from_iterable(last)))
+
+    def _all_fit(self, names: list[str], keys: tuple[str, ...], columns: Columns) -> bool:
+        params, *slots = columns
+        return self._fit(names, params) and all(
             _are_counters(column) if key == "step" else self._fit(names, column)
-            for key, column in zip(("", *keys), columns, strict=True)
+            for key, column in zip(keys, slots, strict=True)
         )
 
     def _fit(self, names: list[str], column: Column) -> bool:
-        """Whether tensors have the layouts of their parameters; fused kernels read memory without a look at shapes."""
+        """Whether all have the layouts of their parameters; fused kernels read memory without a look at shapes."""
         return all(
             type(tensor) is Tensor and _layout(tensor) == self.layouts[name]
             for name, tensor in zip(names, column, strict=True)
@@ -176,7 +187,8 @@ def _sgd_slots(values: Group, flags: Group) -> tuple[str, ...]:
     return ("momentum_buffer",) if values["momentum"] != 0 else ()
 
 
-# A kernel makes new columns of the parameters and slots from the gradients and the old columns, which it leaves alone.
+# A kernel makes new columns of the parameters and slots from the gradients and the old columns, which it leaves alone:
+# its first operation on a column is out of place. For one that owned the columns it could be in place.
 # On the CPU torch's foreach and single-tensor forms have the same bits, so that one kernel stands for both.
 
 
@@ -195,22 +207,20 @@ def _adam_foreach(values: Group, flags: Group, grads: Column, columns: Columns) 
     means = torch._foreach_lerp(means, grads, 1 - beta1)
     squares = torch._foreach_mul(squares, _wrapped(beta2, squares))
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    if maxima:
-        maxima = [torch._foreach_maximum(maxima[0], squares)]
-    scales = torch._foreach_sqrt(maxima[0] if maxima else squares)
+    largest = [torch._foreach_maximum(old, squares) for old in maxima]
+    scales = torch._foreach_sqrt(largest[0] if largest else squares)
     counts = [step.item() for step in steps]
     corrections = {count: _wrapped((1 - beta2**count) ** 0.5, params) for count in set(counts)}
     torch._foreach_div_(scales, [corrections[count] for count in counts])
     torch._foreach_add_(scales, _wrapped(values["eps"], scales), alpha=1)
     torch._foreach_addcdiv_(params, means, scales, [-(lr / (1 - beta1**count)) for count in counts])
-    return params, steps, means, squares, *maxima
+    return params, steps, means, squares, *largest
 
 
 def _adam_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
     kernel = torch._fused_adamw_ if flags["decoupled_weight_decay"] else torch._fused_adam_
-    params, steps, means, squares, *maxima = columns
-    params, means, squares, *maxima = map(torch._foreach_clone, (params, means, squares, *maxima))
-    steps = _counted(steps)
+    params, means, squares, *maxima = map(torch._foreach_clone, (columns[0], *columns[2:]))
+    steps = _counted(columns[1])
     beta1, beta2 = values["betas"]
     kernel(
         params,
@@ -272,7 +282,7 @@ def _wrapped(number: float, column: Column) -> Tensor:
     return torch.scalar_tensor(number, dtype=column[0].dtype, device="cpu")
 
 
-_ONE = torch.tensor(1.0, device="cpu")
+_ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
 _KERNELS = {
     torch.optim.Adam: (_adam_slots, _adam_foreach, _adam_fused),
     torch.optim.AdamW: (_adam_slots, _adam_foreach, _adam_fused),

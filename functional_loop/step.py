@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .draws import DrawWatch
 from .network import FunctionalNetwork, tree_detach
 from .record import did_you_mean
 from .rng import seeded, torch_seeded
@@ -48,23 +47,24 @@ class Step:
         self.autocast_dtype = loop.autocast
         self.optimizer = loop.optimizer
         self.updater = loop.optimizer.updater(dict(self.network.module.named_parameters()))
+        self._draws = DrawWatch()
         self._seeds_everything = False
 
     def gradients(
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
     ) -> Gradients:
         """Loss, outputs, new buffers and gradients of one batch; its randomness is a function of ``seed``."""
-        leaves = self._leaves(params, trainable)
 
-        def forward() -> tuple[Tensor, Any, Tensors]:
+        def forward() -> tuple[Tensors, Tensor, Any, Tensors]:
+            leaves = self._leaves(params, trainable)
             outputs, new_buffers = self.network(leaves, buffers, batch.x, training=True)
-            return self.loss(outputs, batch.y), outputs, new_buffers
+            return leaves, self.loss(outputs, batch.y), outputs, new_buffers
 
-        versions = [leaf._version for leaf in leaves.values()] if probe else []
+        versions = {name: param._version for name, param in params.items()} if probe else {}
         with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
-            loss, outputs, new_buffers = self._run(forward, seed, probe)
+            leaves, loss, outputs, new_buffers = self._run(forward, seed)
             if probe:
-                self._check(loss, trainable, leaves, versions)
+                self._check(loss, trainable, params, versions)
             wanted = tuple([leaves[name] for name in trainable])
             grads = _backward(loss, wanted) if wanted else ()
         if self.network.writes:
@@ -96,17 +96,14 @@ class Step:
         params, state = self.updater(found.grads, optimizer_state, found.params, closure)
         return params, state, buffers
 
-    def evaluate(
-        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], x: Any, seed: int, probe: bool
-    ) -> Any:
+    def evaluate(self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], x: Any, seed: int) -> Any:
         """Outputs in evaluation mode, without a graph; whatever the network does to its buffers is dropped."""
-        leaves = self._leaves(params, trainable)
 
         def forward() -> Any:
-            return self.network(leaves, buffers, x, training=False)[0]
+            return self.network(self._leaves(params, trainable), buffers, x, training=False)[0]
 
         with torch.no_grad():
-            return tree_detach(self._run(forward, seed, probe))
+            return tree_detach(self._run(forward, seed))
 
     def _leaves(self, params: Tensors, trainable: tuple[str, ...]) -> Tensors:
         """What stands for the parameters in the network. Also in evaluation those that are trainable require gradients:
@@ -120,27 +117,28 @@ class Step:
             leaves[name].requires_grad_()
         return leaves
 
-    def _run(self, forward: Callable[[], R], seed: int, probe: bool) -> R:
+    def _run(self, forward: Callable[[], R], seed: int) -> R:
         """``forward`` under its seed and in the precision of the loop, whatever is set around the call.
 
-        Numpy and `random` are seeded too if the network has been seen to use them. To save and restore their states costs
-        as much as a small network; a probe, at the first batch of a run and of every epoch, is how it is known that a
-        network needs it.
+        To seed numpy and `random` as well costs as much as a small network. It is done once the network has been seen
+        to draw from them; the call in which it was seen is made again.
         """
         if self.autocast_dtype is not None:
             forward = torch.autocast(self.device_type, self.autocast_dtype)(forward)
         elif torch.is_autocast_enabled(self.device_type):
             forward = torch.autocast(self.device_type, enabled=False)(forward)
-        if not (probe or self._seeds_everything):
+        if not self._seeds_everything:
             with torch_seeded(seed):
-                return forward()
+                self._draws.look()
+                result = forward()
+                if not self._draws.has_moved():
+                    return result
+                self._draws.restore()
+            self._seeds_everything = True
         with seeded(seed):
-            before = _python_states()
-            result = forward()
-            self._seeds_everything |= _python_states() != before
-            return result
+            return forward()
 
-    def _check(self, loss: Any, trainable: tuple[str, ...], leaves: Tensors, versions: list[int]) -> None:
+    def _check(self, loss: Any, trainable: tuple[str, ...], params: Tensors, versions: dict[str, int]) -> None:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("gradients can't be computed inside torch.inference_mode(): call train outside of it")
         if not isinstance(loss, Tensor):
@@ -155,8 +153,8 @@ class Step:
                 "(a detach(), no_grad() or .item() between the network's outputs and the loss is a common reason)"
             )
         self.network.check_unset()
-        for (name, leaf), version in zip(leaves.items(), versions, strict=True):
-            if leaf._version != version and name not in self.network.writes:
+        for name, param in params.items():
+            if param._version != versions[name]:
                 raise ValueError(
                     f"the network writes to its parameter {name!r} in place when it is called, so that the context "
                     "that it was given has changed: make that tensor a buffer, or compute a new tensor instead"
@@ -175,11 +173,3 @@ def _backward(loss: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor | None, 
 
 # Private API of torch.
 _engine_run_backward: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
-
-
-def _python_states() -> tuple[object, ...]:
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return (random.getstate(),)
-    state = numpy.random.get_state(legacy=False)["state"]
-    return random.getstate(), state["key"].tobytes(), state["pos"]

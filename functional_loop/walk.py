@@ -130,7 +130,7 @@ def train_batch(step: Step, ctx: Context, batch: Batch, last: bool, probe: bool)
     found = _gradients(step, draft, draft.params, draft.buffers, probe)
     position = ctx.step % loop.accumulate + 1
     updates = last or position == loop.accumulate
-    sums = found.grads if loop.accumulate == 1 else _add(draft.accumulated, found.grads)
+    sums = found.grads if loop.accumulate == 1 else _add(draft.accumulated, found.grads, draft.trainable)
     draft.set(
         params=found.params,
         buffers=found.buffers,
@@ -189,12 +189,14 @@ def _check_grads(grads: Any, params: Tensors) -> None:
         raise ValueError(f"a hook of 'after_backward' left {name!r} in ctx.grads{did_you_mean(name, params)}")
 
 
-def _add(sums: Tensors | tuple[()], grads: Tensors) -> Tensors:
+def _add(sums: Tensors | tuple[()], grads: Tensors, trainable: tuple[str, ...]) -> Tensors:
     # Sums are saved with the context, which sparse tensors can't be.
     grads = {name: grad.to_dense() if grad.is_sparse else grad for name, grad in grads.items()}
     if not sums:
         return grads
-    return {**sums, **{name: sums[name] + grad if name in sums else grad for name, grad in grads.items()}}
+    # A parameter frozen within the window drops out of it.
+    kept = {name: total for name, total in sums.items() if name in trainable}
+    return {**kept, **{name: kept[name] + grad if name in kept else grad for name, grad in grads.items()}}
 
 
 def _update(step: Step, draft: Draft, found: Gradients) -> None:
@@ -229,29 +231,28 @@ def _valid_batches(step: Step, ctx: Context) -> Iterator[Context]:
         ctx = evolve(ctx, measures={**ctx.measures, "valid": measures.start(loop.measures_valid)})
     if ctx.step_valid == source.length:
         return
-    batches, probe = source.fetch(ctx.seed, ctx.epoch, ctx.step_valid, ()), True
+    batches = source.fetch(ctx.seed, ctx.epoch, ctx.step_valid, ())
     while (item := _next(batches, lambda: f"validation data ({_place(_count_valid(ctx))})")) is not None:
         ctx = evolve(_count_valid(ctx), batch=to_device(item[0], loop.device))
         ctx = _run_hooks("batch_valid_begin", ctx)
-        y_hats = evaluate(step, ctx, ctx.batch.x, probe)
+        y_hats = evaluate(step, ctx, ctx.batch.x)
         running = ctx.measures["valid"]
         with noting(lambda: f"in the validation scores ({_place(ctx)})"):
             running = measures.accumulate(loop.measures_valid, running, first_output(y_hats), ctx.batch.y)
         ctx = evolve(ctx, y_hats=y_hats, measures={**ctx.measures, "valid": running})
         ctx = _stage("batch_valid_end", ctx)
         yield ctx
-        probe = False
 
 
 def _count_valid(ctx: Context) -> Context:
     return evolve(ctx, step_valid=ctx.step_valid + 1)
 
 
-def evaluate(step: Step, ctx: Context, x: Any, probe: bool) -> Any:
+def evaluate(step: Step, ctx: Context, x: Any) -> Any:
     """Outputs of the network in evaluation mode; their randomness, if any, is a function of the place."""
     seed = fold_in(fold_in(ctx.seed, "evaluation", ctx.epoch), "batch", ctx.step_valid)
     with noting(lambda: f"in the network, in evaluation mode ({_place(ctx)})"):
-        return step.evaluate(ctx.params, ctx.buffers, ctx.trainable, x, seed, probe)
+        return step.evaluate(ctx.params, ctx.buffers, ctx.trainable, x, seed)
 
 
 def _score_valid(ctx: Context) -> Context:

@@ -14,15 +14,16 @@ import torch
 
 T = TypeVar("T")
 
-HASH_SEED = "4711"
+# torch.optim imports torch._dynamo at its first use, which takes longer than all that a test does.
+PRELOADED = ["__main__", "pytest", "torch._dynamo", "tests.strategies", "tests.resume.hard_loop"]
 
 
 def server() -> ForkServerContext:
     """A server whose hashes of strings are not those of this process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "pytest", "tests.strategies", "tests.resume.hard_loop"])
+    context.set_forkserver_preload(PRELOADED)
     before = os.environ.get("PYTHONHASHSEED")
-    os.environ["PYTHONHASHSEED"] = HASH_SEED
+    os.environ["PYTHONHASHSEED"] = "4711"
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
@@ -32,7 +33,13 @@ def server() -> ForkServerContext:
     return context
 
 
+def set_up_process() -> None:
+    torch.set_num_threads(1)
+    # Inherited from the server would be its own method, and data workers take seconds to start by that.
+    multiprocessing.set_start_method("fork", force=True)
+
+
 def in_a_fresh_process(function: Callable[..., T], *args: Any) -> T:
     """The result of ``function``, which with its arguments can be pickled, in a process that has done nothing else."""
-    with ProcessPoolExecutor(1, mp_context=server(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(1, mp_context=server(), initializer=set_up_process) as pool:
         return pool.submit(function, *args).result()

@@ -460,6 +460,7 @@ def test_the_updater_keeps_no_tensor_alive():
         result = update(params, opt.init(params), params, None)
         result = update(params, result[1], result[0], None)
         seen = [weakref.ref(x) for _, x in leaves_with_paths((params, result)) if isinstance(x, torch.Tensor)]
+        update.release()
         del params, result
         gc.collect()
         assert not any(ref() is not None for ref in seen)

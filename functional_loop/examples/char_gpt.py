@@ -70,7 +70,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         for weight in (self.characters.weight, self.positions.weight):
-            nn.init.normal_(weight, std=0.02)
+            nn.init.normal_(weight, std=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         places = torch.arange(x.shape[1], device=x.device)
@@ -127,10 +127,10 @@ def bits_per_character() -> fl.Measure:
 
 
 def loop(
-    epochs: int = 10,
-    context: int = 128,
+    epochs: int = 12,
+    context: int = 64,
     width: int = 128,
-    layers: int = 4,
+    layers: int = 3,
     heads: int = 4,
     dropout: float = 0.1,
     batch_size: int = 16,

@@ -73,8 +73,8 @@ def network_for(network: Any, input_shape: tuple[int, ...], n_outputs: int) -> n
         required = parameter.default is parameter.empty and parameter.kind not in _COLLECTING
         if required and parameter.name not in SHAPE:
             raise TypeError(
-                f"network: there is no value for its argument {parameter.name!r}; a learner calls it with those it has "
-                f"of {', '.join(SHAPE)}, and set_params(network__{parameter.name}=...) sets another"
+                f"network: nothing says what its argument {parameter.name!r} is{did_you_mean(parameter.name, SHAPE)}; "
+                f"set_params(network__{parameter.name}=...) gives it a value"
             )
     given = {"n_features": input_shape[0], "n_outputs": n_outputs, "input_shape": input_shape}
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from contextlib import suppress
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -15,12 +16,14 @@ import torch
 
 from ..callbacks.callback_set import CallbackSet
 from ..callbacks.descriptor import TorchCallback
-from ..callbacks.dictionary import t_clbk, torch_callbacks
+from ..callbacks.dictionary import as_torch_callback
 from ..optimizers import Optimizer, optimizer
 from ..record import did_you_mean
 from ..stages import Callback
+from .arrays import as_python
 from .networks import SHAPE
 
+_FUNCTIONS = (type, FunctionType, BuiltinFunctionType, functools.partial)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -36,7 +39,7 @@ def parameters(part: Any) -> dict[str, Any]:
             return {name: value for name, value in values.items() if value is not inspect.Parameter.empty}
         case Optimizer():
             return {**parameters(part.cls), **part.hyperparameters}
-        case type() | FunctionType() | BuiltinFunctionType() | functools.partial():
+        case _ if isinstance(part, _FUNCTIONS):
             defaults = {name: p.default for name, p in _signature(part).items() if p.default is not p.empty}
             return {name: value for name, value in defaults.items() if name not in SHAPE}
     return {}
@@ -57,6 +60,7 @@ def with_parameters(part: Any, what: str, values: dict[str, Any]) -> Any:
     {'lr': 0.1}
     """
     known = _known(part)
+    values = {name: as_python(value) for name, value in values.items()}
     for name in values:
         if known is not None and name not in known:
             raise ValueError(f"invalid parameter {name!r} of {what} {part!r}{did_you_mean(name, known)}")
@@ -74,7 +78,7 @@ def _known(part: Any) -> list[str] | None:
     """The names of the parameters that ``part`` takes; ``None`` if it takes any."""
     if isinstance(part, TorchCallback):
         return None if part.param_set.open else list(part.param_set)
-    if not callable(part) and not isinstance(part, Optimizer):
+    if not isinstance(part, (Optimizer, *_FUNCTIONS)):
         return []
     signature = _signature(part.cls if isinstance(part, Optimizer) else part)
     if any(p.kind is p.VAR_KEYWORD for p in signature.values()):
@@ -89,25 +93,11 @@ def _signature(function: Any) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def callback_id(item: Any) -> str | None:
-    """The id of what stands in a list of callbacks; ``None`` if it is nothing that has one."""
-    if isinstance(item, str):
-        return item
-    return item.id if isinstance(item, (Callback, CallbackSet, TorchCallback)) else None
-
-
-def callbacks_by_id(callbacks: Any) -> dict[str, Any]:
-    """What has an id in a list of callbacks."""
-    listed = callbacks if isinstance(callbacks, (list, tuple)) else ()
-    return {id: item for item in listed if (id := callback_id(item)) is not None}
-
-
 def callback_parameters(callbacks: Any) -> dict[str, Any]:
     """The callbacks of a list by id, and their parameters as ``<id>__<name>``."""
     found: dict[str, Any] = {}
-    for id, item in callbacks_by_id(callbacks).items():
-        part = torch_callbacks[item] if isinstance(item, str) and item in torch_callbacks else item
-        found[id] = item
+    for id, (place, part) in _by_id(callbacks).items():
+        found[id] = callbacks[place]
         found |= {f"{id}__{name}": value for name, value in parameters(part).items()}
     return found
 
@@ -117,24 +107,41 @@ def with_callback_parameters(callbacks: Any, values: dict[str, Any]) -> list[Any
 
     Raises:
         ValueError: there is no callback of that id, or it has no such parameter.
-        TypeError: a value is of a wrong type.
+        TypeError: a value is of a wrong type, or the callback is made already.
     """
-    known = callbacks_by_id(callbacks)
     nested: dict[str, dict[str, Any]] = {}
-    for key in sorted(values):
+    known, replaced = _by_id(callbacks), list(callbacks)
+    for key, value in values.items():
         id, separator, name = key.partition("__")
         if id not in known:
             raise ValueError(f"there is no callback {id!r} in callbacks{did_you_mean(id, known)}")
         if separator:
-            nested.setdefault(id, {})[name] = values[key]
+            nested.setdefault(id, {})[name] = value
         else:
-            known[id] = values[key]
+            replaced[known[id][0]] = value
     for id, own in nested.items():
-        part = t_clbk(known[id]) if isinstance(known[id], str) else known[id]
+        place = known[id][0]
+        part = _addressable(replaced[place])
         if not isinstance(part, TorchCallback):
-            raise ValueError(
+            raise TypeError(
                 f"callback {id!r} is made already, so that {next(iter(own))!r} can't be set: give its descriptor, such "
-                "as TorchCallback(function_or_class) or the key of one"
+                "as TorchCallback(function_or_class), or the key of one"
             )
-        known[id] = with_parameters(part, "callback", own)
-    return [known.get(callback_id(item) or "", item) for item in callbacks]
+        replaced[place] = with_parameters(part, "callback", own)
+    return replaced
+
+
+def _by_id(callbacks: Any) -> dict[str, tuple[int, Any]]:
+    """Of what has an id in a list of callbacks: where it stands, and whose parameters it has."""
+    listed = callbacks if isinstance(callbacks, (list, tuple)) else ()
+    found = [(place, _addressable(item)) for place, item in enumerate(listed)]
+    return {part.id: (place, part) for place, part in found if part is not None}
+
+
+def _addressable(item: Any) -> Callback | CallbackSet | TorchCallback | None:
+    """A callback that is made already as it is, another as its descriptor; ``None`` for what is none of them."""
+    if isinstance(item, (Callback, CallbackSet)):
+        return item
+    with suppress(TypeError, ValueError, KeyError):
+        return as_torch_callback(item)
+    return None

@@ -1,8 +1,8 @@
 """Law 1: a run that is cut, saved and loaded into a new loop ends in the digest of the run that never stopped.
 
-``train(ctx, steps=n + m)`` equals ``train(load(save(train(ctx, steps=n))), steps=m)``, and so for a cut at every boundary:
-in mid-epoch, in mid-validation, within an accumulation window. ``tests/resume`` holds it against fresh interpreters,
-and against processes that are killed.
+``train(ctx, steps=n + m)`` equals ``train(load(save(train(ctx, steps=n))), steps=m)``, and so for a cut at every
+boundary: in mid-epoch, in mid-validation, within an accumulation window. ``tests/resume`` holds it against fresh
+interpreters, and against processes that are killed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 import functional_loop as fl
 from functional_loop.stages import BOUNDARIES
-from functional_loop.store import CheckpointStore, resume
 from tests.hooks import CALLBACKS
 from tests.loops import MEASURES, SOURCES, Spec
 from tests.strategies import boundaries, examples, seeds, specs
@@ -34,8 +33,8 @@ def through_torch_save(ctx: fl.Context, loop: fl.Loop) -> fl.Context:
 
 def through_store(ctx: fl.Context, loop: fl.Loop) -> fl.Context:
     with tempfile.TemporaryDirectory() as folder:
-        CheckpointStore(folder).save(ctx)
-        return resume(loop, folder, seed=ctx.seed)
+        fl.CheckpointStore(folder).save(ctx)
+        return fl.resume(loop, folder, seed=ctx.seed)
 
 
 ways = st.sampled_from([through_torch_save, through_store])

@@ -1,4 +1,4 @@
-"""Law 3: with the same flags and the same batches, parameters equal those of the hand-written PyTorch loop, bit for bit."""
+"""Law 3: with the same flags and batches, parameters equal those of the hand-written PyTorch loop, bit for bit."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def test_training_equals_the_hand_written_loop(spec, network, callbacks, seed):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("network", ["mlp", "cnn", "gru"])
 def test_every_optimizer_and_network(network, optimizer):
-    spec = Spec(network, dropout=0.0, optimizer=optimizer, rows=18, epochs=3, accumulate=1 if optimizer == "lbfgs" else 2)
+    accumulate = 1 if optimizer == "lbfgs" else 2
+    spec = Spec(network, dropout=0.0, optimizer=optimizer, rows=18, epochs=3, accumulate=accumulate)
     start = fl.init(spec.loop(), seed=3)
     module = fl.to_module(start)
     train_by_hand(spec, module, seed=3)

@@ -1,4 +1,4 @@
-"""Law 4: ``load_state_dict(init(loop), state_dict(ctx))`` equals ``ctx``; the state dict is not written to, and is plain."""
+"""Law 4: ``load_state_dict(init(loop), state_dict(ctx))`` equals ``ctx``; the state dict is plain, never written to."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def test_loading_what_was_saved_gives_the_context_back(place, another_seed):
 @given(places())
 def test_a_state_dict_holds_plain_types_only(place):
     ctx = place.context()
+
     def check(node):
         assert type(node) in PLAIN
         if isinstance(node, dict):

@@ -1,7 +1,7 @@
 """Law 6: what only looks changes nothing.
 
-An observing callback that is added or removed leaves the digest of everything else as it was; with or without validation and
-measures, parameters, buffers, optimizer and slots go the same way.
+An observing callback that is added or removed leaves the digest of everything else as it was; with or without
+validation and measures, parameters, buffers, optimizer and slots go the same way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def predict(ctx: fl.Context) -> None:
 
 def score(ctx: fl.Context) -> None:
     x, y = tensors(5)
-    fl.validate(fl.evolve(ctx, loop=fl.evolve(ctx.loop, measures_valid=[MEASURES["mean"]])), fl.batches(x, y, batch_size=2))
+    measured = fl.evolve(ctx.loop, measures_valid=[MEASURES["mean"]])
+    fl.validate(fl.evolve(ctx, loop=measured), fl.batches(x, y, batch_size=2))
 
 
 def train_a_fork(ctx: fl.Context) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from tests.loops import MEASURES, Spec
+from tests.loops import MEASURES, Augmented, Spec, tensors
 from tests.strategies import IN_PROCESS, boundaries, examples, seeds, specs
 
 pytestmark = pytest.mark.filterwarnings("ignore:resuming in mid-epoch reads")
@@ -66,3 +70,26 @@ def test_two_threads_for_many_steps(network, data):
     with ThreadPoolExecutor(2) as threads:
         together = list(threads.map(lambda seed: fl.digest(fl.train(fl.init(loop, seed))), (1, 2)))
     assert together == alone
+
+
+def test_workers_may_be_started_while_another_thread_draws_random_numbers():
+    """A worker is a fork of the process, at a moment when another thread may be in the middle of anything."""
+    spec = Spec("noisy", epochs=2, valid_rows=0)
+    # Without a timeout, a worker that hangs would let the test hang.
+    source = fl.batches(Augmented(*tensors(spec.rows)), batch_size=4, shuffle=True, num_workers=1, timeout=20)
+    alone = fl.digest(fl.train(fl.init(spec.loop(train=source), seed=1)))
+    done = threading.Event()
+
+    def draw():
+        while not done.is_set():
+            with fl.seeded(3):
+                torch.rand(()), random.random()
+                time.sleep(0.001)
+
+    with ThreadPoolExecutor(1) as threads:
+        drawing = threads.submit(draw)
+        try:
+            assert fl.digest(fl.train(fl.init(spec.loop(train=source), seed=1))) == alone
+        finally:
+            done.set()
+    drawing.result()

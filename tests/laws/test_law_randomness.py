@@ -1,4 +1,4 @@
-"""Training neither uses nor moves the global states of torch, numpy and `random`: everything random follows from the seed."""
+"""Training neither uses nor moves the global states of torch, numpy and `random`: all follows from the seed."""
 
 from __future__ import annotations
 

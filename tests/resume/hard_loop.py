@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 import functional_loop as fl
-from functional_loop.store import CheckpointStore, resume
 from tests.hooks import CALLBACKS
 from tests.loops import MEASURES, Spec
 
@@ -24,7 +23,7 @@ SEED = 7
 
 
 def hard_spec(data: str = "dataset", epochs: int = 3) -> Spec:
-    """Dropout, BatchNorm, shuffling, augmentation by three generators, accumulation, measures, and callbacks with a state."""
+    """Dropout, BatchNorm, shuffle, augmentation by three generators, accumulation, measures, callbacks with a state."""
     return Spec(
         network="cnn",
         dropout=0.4,
@@ -43,15 +42,14 @@ def hard_spec(data: str = "dataset", epochs: int = 3) -> Spec:
 
 def train_here(spec: Spec, folder: Path, save_every: int = 1, steps: int | None = None) -> fl.Context:
     """Go on with what is in ``folder``: to the end, or for some more steps, after the last of which it saves."""
-    store = CheckpointStore(folder, keep_last=3)
-    ctx = resume(spec.loop(), folder, seed=SEED)
-    goal = None if steps is None else ctx.global_step + steps
-    for number, ctx in enumerate(fl.iterate(ctx), 1):
-        stop = ctx.stage == "end" or (ctx.global_step == goal and ctx.stage == "batch_end")
-        if stop or number % save_every == 0:
+    store = fl.CheckpointStore(folder, keep_last=3)
+    start = ctx = fl.resume(spec.loop(), folder, seed=SEED)
+    for number, ctx in enumerate(fl.iterate(start), 1):
+        if number % save_every == 0:
             store.save(ctx)
-        if stop:
+        if ctx.stage == "batch_end" and ctx.global_step - start.global_step == steps:
             break
+    store.save(ctx)
     return ctx
 
 

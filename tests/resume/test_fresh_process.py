@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.store import CheckpointStore
 from tests.processes import in_a_fresh_process
 from tests.resume.hard_loop import SEED, hard_spec, pollute_globals
 from tests.strategies import boundaries, examples, seeds, specs
@@ -50,7 +49,7 @@ def trained_from_file(spec, path: Path) -> str:
 
 def trained_from_store(spec, folder: Path) -> str:
     pollute_globals(1)
-    return fl.digest(fl.train(CheckpointStore(folder).load(spec.loop())))
+    return fl.digest(fl.train(fl.CheckpointStore(folder).load(spec.loop())))
 
 
 @examples(0.25)
@@ -64,7 +63,7 @@ def test_any_run_goes_on_in_a_fresh_process(spec, seed, number, by_torch):
             torch.save(fl.state_dict(cut), path)
             digest = in_a_fresh_process(trained_from_file, spec, path)
         else:
-            CheckpointStore(folder).save(cut)
+            fl.CheckpointStore(folder).save(cut)
             digest = in_a_fresh_process(trained_from_store, spec, Path(folder))
     assert digest == fl.digest(whole[-1])
 

@@ -1,34 +1,36 @@
-"""A run that is killed at random moments and started again until it finishes ends in the digest of the undisturbed run."""
+"""A run that is killed at random moments and started again until it ends has the digest of the undisturbed run."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
+import warnings
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-import torch
 
 import functional_loop as fl
 from tests.loops import Spec
-from tests.processes import server
+from tests.processes import server, set_up_process
 from tests.resume.hard_loop import SEED, hard_spec, pollute_globals, train_here
 
 
 def live(spec: Spec, folder: Path, save_every: int, life: int, pipe: Connection) -> None:
     """One life: say when training begins, and the digest at the end."""
     os.setpgrp()
-    torch.set_num_threads(1)
+    set_up_process()
+    # Nothing that was saved may be found damaged.
+    warnings.simplefilter("error")
     pollute_globals(life)
     pipe.send("")
     pipe.send(fl.digest(train_here(spec, folder, save_every)))
 
 
 def outlive(spec: Spec, folder: Path, save_every: int, delays: list[float]) -> tuple[str, int]:
-    """The digest of the last life, and how many were cut short, each after the next of ``delays``, in seconds."""
-    kills = 0
+    """The digest of the last life, and how many were cut short, each after one of ``delays``, in seconds."""
     for life, delay in enumerate([*delays, None]):
         here, there = server().Pipe(duplex=False)
         process = server().Process(target=live, args=(spec, folder, save_every, life, there))
@@ -37,12 +39,12 @@ def outlive(spec: Spec, folder: Path, save_every: int, delays: list[float]) -> t
         here.recv()
         if delay is not None and not here.poll(delay):
             # The data workers as well: they would notice seconds later, and the process be waited for as long.
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.join()
         if process.exitcode == 0:
-            return here.recv(), kills
+            return here.recv(), life
         assert process.exitcode == -signal.SIGKILL
-        kills += 1
     raise AssertionError("the last life is not killed")
 
 

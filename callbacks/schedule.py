@@ -1,0 +1,188 @@
+"""Schedules: `torch.optim.lr_scheduler` objects as pure functions of their state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from ..borrowed import copied, plain
+from ..context import Context
+from ..errors import StateDictError, noting
+from ..identity import compare
+from ..loop import Loop
+from ..record import evolve
+from ..stages import Callback, when
+from .checks import check_choice
+from .windows import updates
+
+State = dict[str, Any]
+Groups = list[dict[str, Any]]
+
+
+@attrs.frozen(eq=False)
+class Schedule:
+    """How to make a scheduler, and what must be the same where a run is continued.
+
+    Args:
+        build: makes the scheduler of an optimizer; what depends on the length of the run it takes from the loop.
+        settings: what it is made with, as plain values.
+    """
+
+    build: Callable[[torch.optim.Optimizer, Loop], Any]
+    settings: Callable[[Loop], State]
+
+    def start(self, loop: Loop, groups: Groups) -> tuple[Groups, State]:
+        """Hyperparameters and state after the scheduler is made, which sets those of the first step."""
+        optimizer = StandIn(groups)
+        return _taken(self.build(optimizer, loop), optimizer, groups)
+
+    def step(self, loop: Loop, groups: Groups, state: State, *scores: float) -> tuple[Groups, State]:
+        """Hyperparameters and state after one step from ``state``."""
+        optimizer = StandIn(groups)
+        scheduler = self.build(optimizer, loop)
+        scheduler.load_state_dict(from_plain(state["scheduler"], scheduler.state_dict()))
+        # Only now, because to be made changes the hyperparameters of the optimizer.
+        optimizer.show(groups, state["groups"])
+        scheduler.step(*scores)
+        return _taken(scheduler, optimizer, groups)
+
+
+def schedule_of(cls: Callable[..., Any], **arguments: Any) -> Schedule:
+    """The schedule of a scheduler class and its arguments."""
+    settings = to_plain(arguments)
+    return Schedule(lambda optimizer, loop: cls(optimizer, **arguments), lambda loop: settings)
+
+
+def _taken(scheduler: Any, optimizer: StandIn, groups: Groups) -> tuple[Groups, State]:
+    new, beside = optimizer.split(groups)
+    return new, {"scheduler": to_plain(scheduler.state_dict()), "groups": beside}
+
+
+class StandIn(torch.optim.Optimizer):
+    """An optimizer of nothing, which holds the hyperparameters for a scheduler to change.
+
+    Args:
+        groups: the hyperparameters of every group, as a context has them.
+    """
+
+    # Schedulers warn if they step before the optimizer has; this one is stepped by the loop.
+    _opt_called = True
+
+    def __init__(self, groups: Groups) -> None:
+        members = [{**as_in_torch(group), "params": [torch.zeros(())]} for group in groups]
+        super().__init__(members, defaults=as_in_torch(groups[0]))
+
+    def show(self, groups: Groups, own: Groups) -> None:
+        """Take other hyperparameters, and what the scheduler keeps beside them (``initial_lr``, say)."""
+        for shown, values, beside in zip(self.param_groups, groups, own, strict=True):
+            shown |= as_in_torch(values) | as_in_torch(beside)
+
+    def split(self, groups: Groups) -> tuple[Groups, Groups]:
+        """The hyperparameters that ``groups`` has, and all others."""
+        new, beside = [], []
+        for shown, values in zip(self.param_groups, groups, strict=True):
+            new.append({key: plain(shown[key]) for key in values})
+            beside.append(to_plain({k: v for k, v in shown.items() if k not in values and k != "params"}))
+        return new, beside
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Nothing: schedulers want to know that there is a method."""
+
+
+def as_in_torch(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies, with tuples (``betas``) for the lists that a context has."""
+    return {key: tuple(value) if isinstance(value, list) else copied(value) for key, value in values.items()}
+
+
+def to_plain(node: Any) -> Any:
+    """A state dict of torch as a plain tree: pairs for dicts whose keys are no strings, ``()`` for what can't be saved.
+
+    >>> to_plain({"milestones": {3: 1}, "betas": (0.9, 0.99), "scale": max})
+    {'milestones': [[3, 1]], 'betas': [0.9, 0.99], 'scale': ()}
+    """
+    if isinstance(node, Mapping):
+        if all(isinstance(key, str) for key in node):
+            return {key: to_plain(value) for key, value in node.items()}
+        return [[to_plain(key), to_plain(value)] for key, value in node.items()]
+    if isinstance(node, (list, tuple)):
+        return [to_plain(value) for value in node]
+    if node is None or isinstance(node, (bool, str)):
+        return node
+    return plain(node) if isinstance(node, (Real, Tensor)) else ()
+
+
+def from_plain(saved: Any, like: Any) -> Any:
+    """The inverse of `to_plain`, with containers of the types in ``like``, and what could not be saved from there.
+
+    >>> from_plain({"milestones": [[3, 1]], "scale": ()}, {"milestones": {}, "scale": max})
+    {'milestones': {3: 1}, 'scale': <built-in function max>}
+    """
+    if isinstance(saved, tuple):
+        return like
+    if isinstance(like, dict) and isinstance(saved, (dict, list)):
+        result = copy.copy(like)
+        result.clear()
+        for key, value in saved.items() if isinstance(saved, dict) else saved:
+            result[key] = from_plain(value, like.get(key))
+        return result
+    if isinstance(saved, list):
+        known = [*like, *saved[len(like) :]] if isinstance(like, (list, tuple)) else saved
+        values = [from_plain(value, other) for value, other in zip(saved, known, strict=False)]
+        return tuple(values) if isinstance(like, tuple) else values
+    return copied(saved)
+
+
+def schedule_callback(
+    kind: str, id: str, schedule: Schedule, step_on: str = "epoch", score: Callable[[Context], float] | None = None
+) -> Callback:
+    """The callback that starts a schedule in ``begin`` and then steps it.
+
+    Args:
+        kind: the name of the callback's class, and of the function that makes it.
+        schedule: what to step.
+        step_on: ``"epoch"`` steps at the end of every epoch, ``"batch"`` after every update of the parameters.
+        score: gives the score that the schedule steps on; it then steps in epochs that evaluate only.
+    """
+    check_choice(kind, "step_on", step_on, ("epoch", "batch"))
+
+    def settings(ctx: Context) -> State:
+        return {"step_on": step_on, **schedule.settings(ctx.loop)}
+
+    def try_out(ctx: Context) -> tuple[()]:
+        with noting(lambda: f"in the schedule of callback {id!r}"):
+            schedule.start(ctx.loop, ctx.optimizer_state["groups"])
+        return ()
+
+    def start(ctx: Context) -> Context:
+        groups, state = schedule.start(ctx.loop, ctx.optimizer_state["groups"])
+        return put(ctx, groups, {"settings": settings(ctx), **state})
+
+    def advance(ctx: Context) -> Context:
+        if ctx.callbacks[id] == ():
+            # It was not there in `begin`: it has come to a run that others began.
+            ctx = start(ctx)
+        state = ctx.callbacks[id]
+        scores = () if score is None else (score(ctx),)
+        groups, new = schedule.step(ctx.loop, ctx.optimizer_state["groups"], state, *scores)
+        return put(ctx, groups, {"settings": state["settings"], **new})
+
+    def put(ctx: Context, groups: Groups, state: State) -> Context:
+        optimizer_state = {**ctx.optimizer_state, "groups": groups}
+        return evolve(ctx.with_callback_state(id, state), optimizer_state=optimizer_state)
+
+    def check(ctx: Context) -> Context:
+        state = ctx.callbacks[id]
+        if state != () and (differences := list(compare(state["settings"], settings(ctx)))):
+            raise StateDictError(f"callback {id!r} can't continue a schedule of other settings:", differences)
+        return ctx
+
+    hooks: dict[str, Any] = {"batch_end": when(updates, advance)} if step_on == "batch" else {"epoch_end": advance}
+    if score is not None:
+        hooks = {"epoch_end": when(lambda ctx: ctx.loop.evaluates(ctx.epoch), advance)}
+    return Callback(id, init=try_out, kind=kind, resume=check, source=schedule, begin=start, **hooks)

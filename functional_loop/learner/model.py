@@ -1,0 +1,153 @@
+"""What training leaves behind: the trained network, and the state of its run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..context import Context, first_output
+from ..errors import StateDictError
+from ..export import to_module
+from ..identity import compare, fingerprint
+from ..loop import Loop, init, make_module
+from ..plain import decode
+from ..rng import fold_in, seeded
+from ..state import StateDict, load_state_dict, state_dict
+
+
+@attrs.frozen(eq=False, repr=False)
+class TrainedModel:
+    """A trained network, and all of its run that is not in the data and the parameters of the learner.
+
+    Args:
+        network: the module with the trained values, in evaluation mode.
+        final: the state dict of the finished run.
+        last_epoch: the state dict at the end of the last epoch, from which a continuation starts: what callbacks do in
+            ``end``, such as to restore the best weights, is not in it.
+        hyperparameters: those of the optimizer's groups when training began.
+
+    >>> from functional_loop.learner import TorchRegressor
+    >>> x = torch.linspace(0, 1, 20).unsqueeze(1)
+    >>> model = TorchRegressor(epochs=3, seed=7, validate=0.5, callbacks=["history"]).fit(x, x).model_
+    >>> model
+    TrainedModel(epochs=3, seed=7, callbacks=['history'])
+    >>> model.callbacks["history"][-1]["valid.mse"] == model.scores_valid["mse"]
+    True
+    """
+
+    network: nn.Module
+    final: StateDict
+    last_epoch: StateDict
+    hyperparameters: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, end: Context, last: Context) -> TrainedModel:
+        """The model of a finished run and the boundary before its end."""
+        hyperparameters = end.loop.optimizer.init(end.params)["groups"]
+        return cls(to_module(end).eval(), state_dict(end), state_dict(last), hyperparameters)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs it was trained."""
+        return int(self.final["epoch"])
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return int(self.final["seed"])
+
+    @property
+    def callbacks(self) -> dict[str, Any]:
+        """The states of the callbacks that keep one, by id."""
+        entries = {**self.final["callbacks"], **self.final["volatile"]}
+        return {id: decode(entry["state"]) for id, entry in entries.items()}
+
+    @property
+    def scores_train(self) -> dict[str, float]:
+        """The training scores of the last epoch."""
+        return dict(decode(self.final["last_scores_train"]))
+
+    @property
+    def scores_valid(self) -> dict[str, float]:
+        """The validation scores of the last epoch."""
+        return dict(decode(self.final["last_scores_valid"]))
+
+    def continued(self, loop: Loop) -> Context:
+        """The end of the last epoch as a context of ``loop``, which may have other data and more epochs.
+
+        Hyperparameters of its optimizer that differ from those that the run began with take effect.
+
+        Raises:
+            StateDictError: its network, optimizer, measures or callbacks are others.
+        """
+        here = fingerprint(loop)
+        data = {"train": here["train"], "valid": here["valid"]}
+        saved = {**self.last_epoch, "terminate": False, "fingerprint": {**self.last_epoch["fingerprint"], **data}}
+        fresh = init(loop, self.seed)
+        ctx = load_state_dict(fresh, saved)
+        groups = zip(self.hyperparameters, fresh.optimizer_state["groups"], strict=True)
+        for group, (before, now) in enumerate(groups):
+            ctx = ctx.with_hyperparameters(group, **{n: value for n, value in now.items() if value != before[n]})
+        return ctx
+
+    def outputs(self, x: Tensor, batch_size: int) -> Tensor:
+        """The (first) outputs of the network for the rows of ``x``, on the CPU; nothing is written to.
+
+        What is random in a network that is being evaluated is a function of the seed.
+        """
+        self.network.eval()
+        tensors = (*self.network.parameters(), *self.network.buffers(), torch.empty(0))
+        device = tensors[0].device
+        with torch.inference_mode(), seeded(fold_in(self.seed, "prediction")):
+            return torch.cat([self._outputs(rows.to(device)).cpu() for rows in torch.split(x, batch_size)])
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        # A network may write to its buffers and its input.
+        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        outputs: Tensor = first_output(functional_call(self.network, buffers, (x.clone(),)))
+        return outputs
+
+    def __repr__(self) -> str:
+        return f"TrainedModel(epochs={self.epochs}, seed={self.seed}, callbacks={list(self.callbacks)})"
+
+    def plain(self) -> dict[str, Any]:
+        """What a file keeps of it: the same tensors, in plain containers."""
+        return {
+            "final": self.final,
+            "last_epoch": self.last_epoch,
+            "hyperparameters": self.hyperparameters,
+        }
+
+    @classmethod
+    def from_plain(cls, saved: dict[str, Any], network: Any, device: torch.device) -> TrainedModel:
+        """The model that was saved, in a network of the same structure.
+
+        Raises:
+            StateDictError: the structure is another.
+        """
+        final = saved["final"]
+        module = copy.deepcopy(network) if isinstance(network, nn.Module) else make_module(network, final["seed"])
+        _fill(module, final)
+        return cls(module.to(device).eval(), **saved)
+
+
+def _fill(module: nn.Module, final: StateDict) -> None:
+    """Put the trained values into a module."""
+    buffers = dict(module.named_buffers())
+    places = {**module.state_dict(), **{name: buffers[name] for name in final["buffers"] if name in buffers}}
+    values = {**final["network"], **final["buffers"]}
+    if differences := list(compare(_kinds(values), _kinds(places))):
+        raise StateDictError("what was saved does not fit the network:", differences)
+    for name, place in places.items():
+        place.copy_(values[name])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in final["trainable"])
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}

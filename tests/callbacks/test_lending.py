@@ -1,0 +1,105 @@
+"""Tensors that are lent: whoever writes to them, the lender's keep their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from functional_loop.callbacks.lending import lend, lend_tree, was_written
+from torch import Tensor
+
+from functional_loop.record import tree_equal
+
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "in place": lambda t: t.mul_(2),
+    "an element": lambda t: t.__setitem__((0, 0), 9.0),
+    "through data": lambda t: t.data.add_(1),
+    "through a view": lambda t: t[1:].fill_(5),
+    "through a transposed view": lambda t: t.t()[0].fill_(5),
+    "through numpy": lambda t: t.numpy().fill(3),
+    "through a list of tensors": lambda t: torch._foreach_mul_([t], 3.0),
+    "by copy": lambda t: t.copy_(torch.full_like(t, 4)),
+    "out": lambda t: torch.ones(2, 3, out=t),
+    "random": lambda t: t.uniform_(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=list(WRITES))
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "a view"])
+def test_the_lender_does_not_notice_what_is_written(write: Callable[[Tensor], object], layout: str) -> None:
+    mine = torch.arange(1.0, 7.0).view(2, 3)
+    if layout == "transposed":
+        mine = torch.arange(1.0, 7.0).view(3, 2).t()
+    if layout == "a view":
+        mine = torch.arange(1.0, 13.0).view(4, 3)[1:3]
+    before = mine.clone()
+    lent = lend(mine)
+    assert tree_equal(lent, before)
+    assert not was_written(lent, mine)
+    write(lent)
+    assert torch.equal(mine, before)
+    assert was_written(lent, mine)
+    assert not was_written(lend(mine), mine)
+
+
+def test_the_lent_does_not_notice_what_the_lender_writes() -> None:
+    mine = torch.ones(3)
+    lent = lend(mine)
+    mine.zero_()
+    assert lent.tolist() == [1, 1, 1]
+    assert was_written(lent, mine)
+
+
+def test_lent_tensors_are_apart_from_each_other() -> None:
+    mine = torch.ones(3)
+    first, second = lend(mine), lend(mine)
+    third = lend(first)
+    first.zero_()
+    assert (mine.tolist(), second.tolist(), third.tolist()) == ([1, 1, 1],) * 3
+
+
+def test_writing_the_same_bits_is_no_change() -> None:
+    mine = torch.tensor([1.0, float("nan")])
+    lent = lend(mine)
+    lent.copy_(mine.clone())
+    assert not was_written(lent, mine)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, -0.0), (float("nan"), 0.0), (1.0, 1.0000001)])
+def test_a_change_of_bits_is_a_change(before: float, after: float) -> None:
+    mine = torch.tensor([before])
+    lent = lend(mine)
+    lent[0] = after
+    assert was_written(lent, mine)
+
+
+def test_other_shapes_and_types_are_changes() -> None:
+    mine = torch.ones(2, 3)
+    assert was_written(mine.view(3, 2), mine)
+    assert was_written(mine.double(), mine)
+
+
+def test_a_graph_is_not_lent() -> None:
+    leaf = torch.ones(2, requires_grad=True)
+    lent = lend(2 * leaf)
+    assert not lent.requires_grad
+    assert lend(leaf).grad_fn is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16, torch.complex64])
+def test_every_type_and_the_empty_tensor_can_be_lent(dtype: torch.dtype) -> None:
+    for mine in (torch.ones(3, dtype=dtype), torch.ones((), dtype=dtype), torch.ones(0, dtype=dtype)):
+        assert tree_equal(lend(mine), mine)
+        assert not was_written(lend(mine), mine)
+
+
+def test_a_tree_is_new_with_its_tensors_lent() -> None:
+    mine = {"a": [torch.ones(2), 1], "b": {"c": (torch.zeros(1), "x")}, "d": (), "e": None}
+    lent = lend_tree(mine)
+    assert tree_equal(lent, mine)
+    lent["a"][0].zero_()
+    lent["a"].append(2)
+    lent["b"]["c"][0].fill_(9)
+    lent["b"]["new"] = 1
+    assert tree_equal(mine, {"a": [torch.ones(2), 1], "b": {"c": (torch.zeros(1), "x")}, "d": (), "e": None})

@@ -1,0 +1,297 @@
+"""`self.ctx`: every field can be read, some can be written, and all else is refused with a likely name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.view import FIELDS, ContextView
+from torch import nn
+
+import functional_loop as fl
+from tests.callbacks.objects import CallbackSetBatches, digests, doing, watching
+from tests.sample_loops import counter, full_loop, make_loop
+
+OF_THE_ORIGINAL = (
+    *("learner", "task_train", "task_valid", "loader_train", "loader_valid", "measures_train", "measures_valid"),
+    *("network", "optimizer", "loss_fn", "total_epochs", "prediction_encoder", "eval_freq", "device"),
+    *("last_scores_train", "last_scores_valid", "last_loss", "y_hat", "y_hats", "epoch", "step", "global_step"),
+    *("batch", "terminate", "callbacks"),
+)
+
+
+def read(name: str, stage: str, **changes: Any) -> Any:
+    """What a field is at the first run of a stage of ``full_loop``."""
+    callback, seen = watching(lambda ctx: getattr(ctx, name), stages=(stage,))
+    fl.train(fl.init(full_loop(**{"callbacks": [callback]} | changes)))
+    return seen[0][1]
+
+
+def trained(stage: str, write: Callable[[Any], None], **changes: Any) -> fl.Context:
+    """A finished run in which ``write(ctx)`` ran at every ``stage``."""
+    callback = doing("Writing", **{f"on_{stage}": lambda self: write(self.ctx)})
+    return fl.train(fl.init(make_loop(**{"callbacks": [callback]} | changes)))
+
+
+@pytest.mark.parametrize("stage", fl.STAGES)
+def test_every_field_can_be_read_at_every_stage(stage: str) -> None:
+    callback, seen = watching(lambda ctx: {name: getattr(ctx, name) for name in FIELDS}, stages=(stage,))
+    fl.train(fl.init(full_loop(callbacks=[callback])))
+    assert seen[0][1].keys() >= set(OF_THE_ORIGINAL)
+
+
+def test_reading_everything_everywhere_changes_nothing() -> None:
+    callback, _ = watching(lambda ctx: [getattr(ctx, name) for name in dir(ctx)])
+    assert digests(full_loop(callbacks=[callback])) == digests(full_loop(callbacks=[]))
+
+
+def test_the_place_is_that_of_the_loop() -> None:
+    callback, seen = watching(
+        lambda ctx: (ctx.epoch, ctx.step, ctx.step_valid, ctx.global_step),
+        stages=("begin", "epoch_begin", "batch_begin", "batch_valid_end", "valid_end", "end"),
+    )
+    fl.train(fl.init(full_loop(callbacks=[callback], epochs=2)))
+    places = [(stage, *place) for stage, place in seen]
+    assert places[:5] == [
+        ("begin", 0, 0, 0, 0),
+        ("epoch_begin", 1, 0, 0, 0),
+        ("batch_begin", 1, 1, 0, 1),
+        ("batch_begin", 1, 2, 0, 2),
+        ("batch_begin", 1, 3, 0, 3),
+    ]
+    assert places[5:7] == [("batch_valid_end", 1, 3, 1, 3), ("batch_valid_end", 1, 3, 2, 3)]
+    assert places[-1] == ("end", 2, 3, 0, 6)
+
+
+def test_the_fields_of_the_loop() -> None:
+    loop = full_loop(eval_freq=2)
+    for name, value in {
+        "loader_train": loop.train,
+        "task_train": loop.train,
+        "loader_valid": loop.valid,
+        "measures_train": loop.measures_train,
+        "measures_valid": loop.measures_valid,
+        "loss_fn": loop.loss,
+        "total_epochs": 2,
+        "eval_freq": 2,
+        "device": torch.device("cpu"),
+    }.items():
+        callback, seen = watching(lambda ctx, name=name: getattr(ctx, name), stages=("begin",))
+        fl.train(fl.init(fl.evolve(loop, callbacks=[callback])))
+        assert seen[0][1] is value or seen[0][1] == value
+
+
+def test_loaders_have_a_length() -> None:
+    assert len(read("loader_train", "begin")) == 3
+    assert len(read("loader_valid", "begin")) == 2
+    assert read("loader_valid", "begin", valid=None, measures_valid=[]) is None
+
+
+def test_what_a_batch_brings() -> None:
+    batch = read("batch", "batch_begin")
+    assert (batch.x.shape, batch.y.shape) == ((4, 3), (4, 2))
+    assert read("y_hat", "batch_begin") == ()
+    assert read("y_hat", "after_backward").shape == (4, 2)
+    assert read("y_hats", "batch_end").shape == (4, 2)
+    assert read("y_hat", "batch_valid_end").shape == (6, 2)
+    assert read("batch", "epoch_end") == ()
+    assert read("last_loss", "batch_begin") == ()
+    assert read("last_loss", "after_backward").shape == ()
+    assert set(read("grads", "after_backward")) == {"0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}
+
+
+def test_the_scores_are_there_when_they_are_made() -> None:
+    assert read("last_scores_train", "batch_end") == ()
+    assert set(read("last_scores_train", "before_valid")) == {"error"}
+    assert read("last_scores_valid", "before_valid") == ()
+    assert set(read("last_scores_valid", "valid_end")) == {"error"}
+
+
+def test_what_only_the_one_who_trains_knows() -> None:
+    callback, seen = watching(lambda ctx: (ctx.learner, ctx.task_train, ctx.prediction_encoder), stages=("begin",))
+    loop = make_loop(callbacks=[callback])
+    fl.train(fl.init(loop))
+    assert seen[-1][1] == (None, loop.train, None)
+    callback.environment = {"learner": "a learner", "task_train": "a task", "prediction_encoder": str}
+    fl.train(fl.init(make_loop(callbacks=[callback])))
+    assert seen[-1][1] == ("a learner", "a task", str)
+
+
+def test_the_other_callbacks_are_there_by_id() -> None:
+    other, pure = CallbackSetBatches(), counter()
+    callback, seen = watching(lambda ctx: ctx.callbacks, stages=("end",))
+    fl.train(fl.init(make_loop(callbacks=[callback, other, pure])))
+    assert seen == [("end", {"batches": other, "counter": pure})]
+    assert seen[0][1]["batches"].n == 6
+
+
+def test_the_pure_context_is_that_of_the_callbacks_before_and_has_what_was_written() -> None:
+    def write(self: Any) -> None:
+        self.before = self.ctx.context
+        self.ctx.terminate = True
+        self.ctx.network[0].bias.data.zero_()
+        self.after = self.ctx.context
+
+    earlier = fl.Callback("earlier", weight=-1, epoch_end=lambda ctx: ctx.with_hyperparameters(lr=0.5))
+    callback: Any = doing("Writing", on_epoch_end=write)
+    ctx = fl.train(fl.init(make_loop(callbacks=[callback, earlier])))
+    assert isinstance(callback.before, fl.Context)
+    assert not callback.before.terminate
+    assert callback.before.optimizer_state["groups"][0]["lr"] == 0.5
+    assert callback.before.params["0.bias"].any()
+    assert callback.after.terminate
+    assert not callback.after.params["0.bias"].any()
+    assert fl.tree_equal(callback.after.params, ctx.params)
+
+
+def test_it_shows_what_it_is_and_what_it_has() -> None:
+    callback, seen = watching(lambda ctx: (repr(ctx), dir(ctx)), stages=("batch_end",))
+    fl.train(fl.init(make_loop(callbacks=[callback])))
+    assert seen[0][1][0].startswith("<ctx at Context(epoch=1, step=1")
+    assert set(seen[0][1][1]) >= set(OF_THE_ORIGINAL)
+    for name in (*OF_THE_ORIGINAL, "context"):
+        assert name in (ContextView.__doc__ or ""), name
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "likely"),
+    [("epohc", "epoch"), ("optimiser", "optimizer"), ("last_los", "last_loss"), ("net", "network")],
+)
+def test_a_field_that_does_not_exist_is_refused(name: str, likely: str) -> None:
+    with pytest.raises(AttributeError, match=f"ctx has no field '{name}'; did you mean '{likely}'"):
+        read(name, "begin")
+    with pytest.raises(AttributeError, match=f"ctx has no field '{name}'"):
+        trained("begin", lambda ctx: setattr(ctx, name, 1))
+
+
+def test_a_misspelt_terminate_is_refused_with_the_right_one() -> None:
+    with pytest.raises(AttributeError, match="no field 'terminated' to write to; did you mean 'terminate'"):
+        trained("begin", lambda ctx: setattr(ctx, "terminated", True))
+
+
+@pytest.mark.parametrize("name", ["epoch", "step", "global_step", "total_epochs", "loss_fn", "callbacks", "context"])
+def test_a_field_of_the_loop_cannot_be_written(name: str) -> None:
+    with pytest.raises(AttributeError, match=rf"ctx\.{name} belongs to the loop and can't be written to"):
+        trained("begin", lambda ctx: setattr(ctx, name, 1))
+
+
+@pytest.mark.parametrize("name", ["network", "optimizer"])
+def test_network_and_optimizer_are_changed_in_place_only(name: str) -> None:
+    with pytest.raises(AttributeError, match=rf"ctx\.{name} can't be replaced; change it in place"):
+        trained("begin", lambda ctx: setattr(ctx, name, getattr(ctx, name)))
+
+
+ZERO = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("terminate", "no"),
+        ("params", {"a": ZERO}),
+        ("params", {"0.weight": ZERO}),
+        ("params", "none"),
+        ("trainable", ["nope"]),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=name) as caught:
+        trained("epoch_end", lambda ctx: setattr(ctx, name, value))
+    assert any("in callback 'writing' at stage 'epoch_end'" in note for note in caught.value.__notes__)
+
+
+# ---- what is written
+
+
+def test_terminate_ends_the_run_before_the_next_epoch() -> None:
+    ctx = trained("batch_begin", lambda ctx: setattr(ctx, "terminate", True), epochs=5)
+    assert (ctx.epoch, ctx.step, ctx.terminate, ctx.stage) == (1, 3, True, "end")
+
+
+def test_terminate_in_begin_trains_nothing() -> None:
+    assert trained("begin", lambda ctx: setattr(ctx, "terminate", True)).global_step == 0
+
+
+def test_whole_fields_of_the_context_can_be_written() -> None:
+    def double(ctx: Any) -> None:
+        ctx.params = {name: 2 * value for name, value in ctx.params.items()}
+
+    pure = fl.Callback(
+        "pure", epoch_end=lambda ctx: fl.evolve(ctx, params=fl.tree_map(lambda value: 2 * value, ctx.params))
+    )
+    assert fl.digest(trained("epoch_end", double)) == fl.digest(fl.train(fl.init(make_loop(callbacks=[pure]))))
+
+
+def test_what_was_written_is_read_back() -> None:
+    def write(ctx: Any) -> None:
+        assert ctx.terminate is False
+        ctx.terminate = True
+        assert ctx.terminate is True
+
+    trained("begin", write)
+
+
+def test_gradients_and_batches_can_be_written_as_fields() -> None:
+    def clip(ctx: Any) -> None:
+        ctx.grads = {name: grad.clamp(-0.01, 0.01) for name, grad in ctx.grads.items()}
+
+    pure = fl.Callback(
+        "pure",
+        after_backward=lambda ctx: fl.evolve(ctx, grads=fl.tree_map(lambda g: g.clamp(-0.01, 0.01), ctx.grads)),
+    )
+    assert fl.digest(trained("after_backward", clip)) == fl.digest(fl.train(fl.init(make_loop(callbacks=[pure]))))
+
+    def shift(ctx: Any) -> None:
+        ctx.batch = fl.evolve(ctx.batch, x=ctx.batch.x + 1)
+
+    shifted = fl.Callback(
+        "shifted", batch_begin=lambda ctx: fl.evolve(ctx, batch=fl.evolve(ctx.batch, x=ctx.batch.x + 1))
+    )
+    assert fl.digest(trained("batch_begin", shift)) == fl.digest(fl.train(fl.init(make_loop(callbacks=[shifted]))))
+
+
+def test_what_is_read_can_be_written_to_without_harm() -> None:
+    """Whether or not it reaches the next context: no earlier one changes."""
+
+    def write(self: Any) -> None:
+        self.ctx.params["0.weight"].mul_(0.5)
+        self.ctx.buffers["1.running_mean"].mul_(0.5)
+        self.ctx.last_loss.mul_(2)
+        self.ctx.optimizer_state["slots"]["0.bias"]["momentum_buffer"].zero_()
+        self.ctx.optimizer_state["groups"][0]["lr"] *= 0.5
+
+    digests(make_loop(callbacks=[doing(on_epoch_end=write)]))
+
+
+def test_what_was_written_is_a_copy() -> None:
+    class CallbackSetAverage(CallbackSet):
+        mine: dict[str, torch.Tensor] | None = None
+
+        def on_epoch_end(self) -> None:
+            if self.mine is None:
+                self.mine = {name: value.clone() for name, value in self.ctx.params.items()}
+            for value in self.mine.values():
+                value.mul_(0.5)
+            self.ctx.params = self.mine
+
+    digests(make_loop(callbacks=[CallbackSetAverage()], epochs=3))
+
+
+def test_in_place_changes_of_the_batch_reach_the_network() -> None:
+    def mask(self: Any) -> None:
+        self.ctx.batch.x.zero_()
+
+    callback, seen = watching(lambda ctx: ctx.y_hat, stages=("batch_end",))
+    zeroed = doing("Mask", on_batch_begin=mask)
+    x, y = torch.ones(10, 3), torch.ones(10, 2)
+    network = nn.Linear(3, 2)
+    fl.train(fl.init(make_loop(network=network, train=fl.batches(x, y, batch_size=4), callbacks=[zeroed, callback])))
+    assert all((y_hat == y_hat[0]).all() for _, y_hat in seen)
+    assert fl.tree_equal(seen[0][1][0], network.bias.detach())
+    assert (x == 1).all()
