@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..context import Context
 from ..plain import check_plain
 from ..stages import STAGES, Callback
-from .lending import lend_tree
+from .lending import clone_tree
 from .mirror import Mirror
 from .view import ContextView
 
@@ -29,7 +29,8 @@ class Adapter:
         self.callback = callback
         self.id = callback.id
         self._mirror: Mirror | None = None
-        self._pristine = self._produced = self._state("before training")
+        self._pristine = self._state("before training")
+        self._knows(self._pristine)
 
     def as_callback(self) -> Callback:
         kind = type(self.callback)
@@ -49,18 +50,19 @@ class Adapter:
 
     def _hook(self, stage: str, ctx: Context) -> Context:
         slot = ctx.callbacks[self.id]
-        if slot is not self._produced:
+        if slot is not self.callback.known_state:
             self._load(slot)
+        # Should the hook fail, what the object then knows is no state of any context.
+        self._knows(None)
         after = self._call(stage, ctx)
         state = self._state(f"after on_{stage}")
-        if state is self._produced:
-            return after
-        self._produced = state
-        return after.with_callback_state(self.id, state)
+        self._knows(state)
+        return after if state == () == slot else after.with_callback_state(self.id, state)
 
     def _resume(self, ctx: Context) -> Context:
         """Enter a continued run: what ``on_begin`` builds is there when the state comes, what it writes is dropped."""
         if "begin" in self.callback.stages:
+            self._knows(None)
             self._call("begin", ctx)
             self._load(ctx.callbacks[self.id])
         return ctx
@@ -77,22 +79,26 @@ class Adapter:
         self.callback.ctx = view
         try:
             method()
+            return view.context
         finally:
-            self.callback.ctx = None
-        return view.collect()
+            self.callback.ctx = None  # type: ignore[assignment]
 
     def _load(self, slot: Any) -> None:
-        if slot != ():
-            self.callback.load_state_dict(lend_tree(slot))
-        self._produced = slot
+        """Give the object a state; ``()``, for one that had none yet, as ``None``."""
+        if slot != () or type(self.callback).load_state_dict is not _base().load_state_dict:
+            self.callback.load_state_dict(None if slot == () else clone_tree(slot))
+        self._knows(slot)
+
+    def _knows(self, slot: Any) -> None:
+        object.__setattr__(self.callback, "known_state", slot)
 
     def _state(self, when: str) -> Any:
-        """A copy of the object's state that it can't reach, or the slot it produced last where nothing changed."""
+        """A copy of the object's state, which it can't reach."""
         state = self.callback.state_dict()
         if state is None:
             return ()
         check_plain(state, f"the state_dict() of {type(self.callback).__name__} {when}")
-        return lend_tree(state)
+        return clone_tree(state)
 
 
 def _base() -> type[CallbackSet]:

@@ -13,7 +13,7 @@ from .param_set import ParamSet
 
 Method: TypeAlias = Callable[..., Any]
 
-_TAKEN = ("id", "ctx", "stages", "as_callback")
+_TAKEN = ("id", "ctx", "stages", "as_callback", "known_state")
 
 
 def callback_set(

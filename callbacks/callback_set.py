@@ -57,21 +57,31 @@ class CallbackSet:
     ctx: ContextView = None  # type: ignore[assignment]  # always set inside a hook, where it is read
     volatile: bool = False
     environment: Mapping[str, Any] = MappingProxyType({})
+    known_state: Any = None
+    """The slot whose state the object has, kept by the loop: not to be written to."""
     _id: str | None = None
     _stages: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):
-            if name.startswith("on_") and name.removeprefix("on_") not in STAGES:
-                known = [f"on_{stage}" for stage in STAGES]
-                raise TypeError(f"{cls.__name__}: {name} is not a stage{did_you_mean(name, known)}")
+            if name.startswith("on_"):
+                if name.removeprefix("on_") not in STAGES:
+                    known = [f"on_{stage}" for stage in STAGES]
+                    raise TypeError(f"{cls.__name__}: {name} is not a stage{did_you_mean(name, known)}")
+                if not callable(getattr(cls, name)):
+                    raise TypeError(f"{cls.__name__}: {name} must be a method, not {getattr(cls, name)!r}")
         check_weight(cls.weight, cls.__name__)
-        cls._stages = tuple(stage for stage in STAGES if callable(getattr(cls, f"on_{stage}", None)))
+        cls._stages = tuple(stage for stage in STAGES if hasattr(cls, f"on_{stage}"))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             check_weight(value, type(self).__name__)
+        if name.startswith("on_"):
+            raise TypeError(
+                f"{type(self).__name__}: {name} can't be assigned to an object, where it would not run; "
+                "define a method, or use callback_set()"
+            )
         object.__setattr__(self, name, value)
 
     @property
@@ -84,7 +94,8 @@ class CallbackSet:
         return self._stages
 
     def state_dict(self) -> Any:
-        """What to keep with the trained model: dicts with string keys, lists, tensors, numbers, strings; or ``None``."""
+        """What to keep with the trained model: dicts with string keys, lists, tensors, numbers, strings; or
+        ``None``."""
         return None
 
     def load_state_dict(self, state_dict: Any) -> None:

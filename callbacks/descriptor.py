@@ -15,7 +15,7 @@ from ..record import did_you_mean, evolve
 from ..stages import Callback
 from .callback_set import CallbackSet, check_weight, default_id
 from .packages import require
-from .param_set import REQUIRED, ParamSet, Values, params_of, takes_id
+from .param_set import ParamSet, Values, params_of, takes_id
 
 Generator: TypeAlias = Callable[..., CallbackSet | Callback]
 
@@ -243,8 +243,8 @@ def _default_id(generator: Any) -> str:
     if isinstance(generator, type):
         return default_id(generator)
     parameter = inspect.signature(generator).parameters.get("id")
-    if parameter is not None and parameter.default is not REQUIRED:
-        return str(parameter.default)
+    if parameter is not None and isinstance(parameter.default, str):
+        return parameter.default
     name = getattr(generator, "__name__", "<lambda>")
     if name == "<lambda>":
         raise ValueError("a function without a name does not say what its callbacks are called: give an id")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from functional_loop import Callback, Context
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from ..context import Context
+from ..record import did_you_mean
+from ..stages import Callback
+from .packages import require
 
 
 def history(id: str = "history") -> Callback:
     """Keeps the scores of every epoch that has any, as a list of rows in ``ctx.callbacks[id]``.
 
-    A row is ``{"epoch": int, "train.<measure id>": float, "valid.<measure id>": float}``; the list is what
-    ``pandas.DataFrame(ctx.callbacks["history"])`` takes. Epochs that `Loop.eval_freq` leaves out have no row.
+    A row is ``{"epoch": int, "train.<measure id>": float, "valid.<measure id>": float}``; `to_frame`
+    makes a data frame of them. Epochs that `Loop.eval_freq` leaves out have no row.
 
     Args:
         id: the name of the slot, unique in a loop.
@@ -36,3 +43,28 @@ def history(id: str = "history") -> Callback:
         return ctx.with_callback_state(id, [*ctx.callbacks[id], row])
 
     return Callback(id, init=lambda ctx: [], epoch_end=append)
+
+
+def to_frame(history: Context | Sequence[dict[str, Any]], id: str = "history") -> Any:
+    """The rows of a history as a ``pandas.DataFrame``.
+
+    Args:
+        history: a context, or a list of rows.
+        id: the id of the callback that keeps the rows, for a context.
+
+    Raises:
+        ImportError: pandas is not installed.
+        KeyError: the loop has no callback of that id.
+
+    >>> rows = [{"epoch": 1, "valid.error": 0.5}, {"epoch": 2, "valid.error": 0.25}]
+    >>> to_frame(rows)
+       epoch  valid.error
+    0      1         0.50
+    1      2         0.25
+    """
+    require("pandas", "to_frame")
+    if isinstance(history, Context):
+        if id not in history.callbacks:
+            raise KeyError(f"no callback {id!r} in this loop{did_you_mean(id, history.callbacks)}")
+        history = history.callbacks[id]
+    return importlib.import_module("pandas").DataFrame(history, columns=None if history else ["epoch"])

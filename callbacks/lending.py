@@ -35,6 +35,15 @@ def was_written(lent: Tensor, original: Tensor) -> bool:
     return _address(lent) != _address(original) and tensor_bytes(lent) != tensor_bytes(original)
 
 
+def clone_tree(tree: Any) -> Any:
+    """A copy of nested dicts, lists and tuples and of the tensors in them, which may have aliases outside of torch."""
+    if isinstance(tree, Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {key: clone_tree(value) for key, value in tree.items()}
+    return type(tree)(map(clone_tree, tree)) if isinstance(tree, (list, tuple)) else tree
+
+
 def lend_tree(tree: Any) -> Any:
     """`lend` for every tensor in nested dicts, lists and tuples, which are new."""
     if isinstance(tree, Tensor):

@@ -43,10 +43,8 @@ def lr_sequential(
     """
     parts = _parts("lr_sequential", schedules)
     check_milestones("lr_sequential", milestones)
-    if len(milestones) != len(parts) - 1:
-        raise ValueError(
-            f"lr_sequential: {len(parts)} schedules have {len(parts) - 1} milestones, not {len(milestones)}"
-        )
+    if len(milestones) != (expected := len(parts) - 1):
+        raise ValueError(f"lr_sequential: {len(parts)} schedules have {expected} milestones, not {len(milestones)}")
 
     def build(optimizer: torch.optim.Optimizer, loop: Loop) -> Any:
         return lr_scheduler.SequentialLR(optimizer, [part.build(optimizer, loop) for part in parts], list(milestones))

@@ -115,14 +115,17 @@ def as_lr_scheduler(x: Any, step_on: str = "epoch", id: str | None = None) -> An
         check_functions("as_lr_scheduler", "x", x)
         return lr_lambda(x, step_on, "lr_scheduler" if id is None else id)
     _check_class(x)
+    _, *parameters = inspect.signature(x).parameters.values()
+    signature = inspect.Signature(parameters)
     kind, slot = f"{x.__module__}.{x.__qualname__}", default_id(x) if id is None else id
 
     def make(**arguments: Any) -> Callback:
-        inspect.signature(x).bind(None, **arguments)
+        signature.bind(**arguments)
         return schedule_callback(kind, slot, schedule_of(x, **arguments), step_on)
 
     make.__name__ = slot
     make.__doc__ = f"The callback that steps {x.__name__}; see `as_lr_scheduler`."
+    make.__signature__ = signature  # type: ignore[attr-defined]  # (what descriptors read the parameters from)
     return make
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import lr_scheduler
@@ -55,7 +55,7 @@ def lr_reduce_on_plateau(
     >>> import functional_loop as fl
     >>> from functional_loop.callbacks.lr_plateau import lr_reduce_on_plateau
     >>> from functional_loop.examples.digits import loop
-    >>> reduce = lr_reduce_on_plateau(factor=0.5, patience=0, threshold=1.0, measure="cross_entropy")
+    >>> reduce = lr_reduce_on_plateau(0.5, patience=0, threshold=10, threshold_mode="abs", measure="accuracy")
     >>> ctx = fl.train(fl.init(fl.evolve(loop(epochs=2, lr=0.5), callbacks=[reduce])))
     >>> ctx.optimizer_state["groups"][0]["lr"]
     0.25
@@ -81,7 +81,7 @@ def lr_reduce_on_plateau(
     }
 
     def build(optimizer: torch.optim.Optimizer, loop: Loop) -> Any:
-        mode = "min" if watched("lr_reduce_on_plateau", loop, measure).minimize else "max"
+        mode: Literal["min", "max"] = "min" if watched("lr_reduce_on_plateau", loop, measure).minimize else "max"
         return lr_scheduler.ReduceLROnPlateau(optimizer, mode, **arguments)
 
     def settings(loop: Loop) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..context import Context
 from ..loop import Loop
 from ..network import private_copy
 from ..record import evolve
-from .lending import lend, lend_tree, was_written
+from .lending import clone_tree, lend, lend_tree, was_written
 
 
 class Mirror:
@@ -29,6 +29,7 @@ class Mirror:
         self._params: dict[str, nn.Parameter] = {}
         self._buffers: dict[str, Tensor] = {}
         self._slots_shown = False
+        self._groups: list[dict[str, Any]] = []
 
     def network(self, ctx: Context, training: bool) -> nn.Module:
         if self._network is None:
@@ -43,7 +44,8 @@ class Mirror:
         if self._optimizer is None:
             self._optimizer = self.loop.optimizer.to_torch(dict(self._params), ctx.optimizer_state)
             # Schedulers warn if they step before the optimizer does; this one is stepped by the loop.
-            self._optimizer._opt_called = True  # type: ignore[attr-defined]
+            self._optimizer._opt_called = True  # type: ignore[union-attr]
+            self._note_groups(self._optimizer)
         if not self._slots_shown:
             self._show_slots(self._optimizer, ctx)
         return self._optimizer
@@ -57,6 +59,10 @@ class Mirror:
             for group, values in zip(self._optimizer.param_groups, ctx.optimizer_state["groups"], strict=True):
                 for key, value in values.items():
                     group[key] = tuple(value) if isinstance(group[key], tuple) else lend_tree(value)
+            self._note_groups(self._optimizer)
+
+    def _note_groups(self, optimizer: torch.optim.Optimizer) -> None:
+        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
     def _show_network(self, ctx: Context, training: bool) -> None:
         assert self._network is not None
@@ -86,6 +92,7 @@ class Mirror:
         return evolve(ctx, **found) if found else ctx
 
     def _network_changes(self, ctx: Context) -> dict[str, Any]:
+        self._take_replaced()
         found: dict[str, Any] = {}
         for field, shown in (("params", self._params), ("buffers", self._buffers)):
             before = getattr(ctx, field)
@@ -99,23 +106,70 @@ class Mirror:
         grads = {name: p.grad for name, p in self._params.items() if p.grad is not None}
         before = ctx.grads or {}
         if ctx.batch != () and (grads.keys() != before.keys() or any(was_written(grads[n], before[n]) for n in grads)):
-            found["grads"] = {name: lend(grad) for name, grad in grads.items()}
+            found["grads"] = {name: grad.detach().clone() for name, grad in grads.items()}
         return found
 
     def _optimizer_changes(self, optimizer: torch.optim.Optimizer, ctx: Context) -> dict[str, Any]:
         state = ctx.optimizer_state
-        groups = [
-            {key: value for key, value in numbers_of(group).items() if key in before}
-            for group, before in zip(optimizer.param_groups, state["groups"], strict=True)
-        ]
+        groups = self._checked_groups(optimizer, state["groups"])
         slots = state["slots"]
         if self._slots_shown:
             shown = {name: optimizer.state[p] for name, p in self._params.items() if p in optimizer.state}
             if _differ(shown, slots):
-                slots = {name: lend_tree(dict(slot)) for name, slot in shown.items()}
+                slots = {name: clone_tree(dict(slot)) for name, slot in shown.items()}
         if slots is state["slots"] and not _differ(groups, state["groups"]):
             return {}
         return {"optimizer_state": {"groups": groups, "slots": slots}}
+
+    def _take_replaced(self) -> None:
+        """Put the known tensors back where a callback has put others, with the values of those.
+
+        Raises:
+            ValueError: the network has other parameters or buffers than before.
+        """
+        assert self._network is not None
+        for known, named in ((self._params, "named_parameters"), (self._buffers, "named_buffers")):
+            found: dict[str, Tensor] = dict(getattr(self._network, named)())
+            for name in found.keys() ^ known.keys():
+                raise ValueError(f"{name!r} was {'added to' if name in found else 'taken out of'} ctx.network")
+            for name, tensor in found.items():
+                if tensor is not known[name]:
+                    _replace(self._network, tensor, known[name])
+                    known[name].data = taken(tensor, known[name], name)
+                    known[name].requires_grad_(tensor.requires_grad)
+
+    def _checked_groups(self, optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The hyperparameters of the groups.
+
+        Raises:
+            ValueError: there are other groups than before, or a flag was changed.
+            TypeError: a hyperparameter is no number.
+        """
+        if len(optimizer.param_groups) != len(before):
+            raise ValueError("the parameter groups of ctx.optimizer are those of the loop's optimizer: give it groups=")
+        groups = []
+        for i, (group, shown, numbers) in enumerate(zip(optimizer.param_groups, self._groups, before, strict=True)):
+            found = numbers_of(group)
+            for key, value in shown.items():
+                if key in numbers and key not in found:
+                    raise TypeError(
+                        f"ctx.optimizer.param_groups[{i}][{key!r}] must be a number, not {group.get(key)!r}"
+                    )
+                if key not in numbers and key not in found and group.get(key) != value:
+                    raise ValueError(
+                        f"ctx.optimizer.param_groups[{i}][{key!r}] belongs to the loop and can't be changed"
+                    )
+            groups.append({key: found[key] for key in numbers})
+        return groups
+
+
+def _replace(module: nn.Module, old: Tensor, new: Tensor) -> None:
+    """Put ``new`` in all places of ``old``."""
+    for part in module.modules():
+        for container in (part._parameters, part._buffers):
+            for key, tensor in container.items():
+                if tensor is old:
+                    container[key] = new  # type: ignore[assignment]
 
 
 def taken(written: Tensor, before: Tensor, name: str) -> Tensor:
@@ -127,7 +181,8 @@ def taken(written: Tensor, before: Tensor, name: str) -> Tensor:
     for what in ("shape", "dtype", "device"):
         if getattr(written, what) != getattr(before, what):
             raise ValueError(f"{name!r} has {what} {getattr(before, what)}, but was set to {getattr(written, what)}")
-    return lend(written)
+    # A copy at once: the callback may have an alias of it outside of torch, where copy-on-write sees no write.
+    return written.detach().clone()
 
 
 def _differ(a: Any, b: Any) -> bool:

@@ -57,7 +57,7 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
             ) from None
 
     def on_batch_end(self) -> None:
-        ctx = self.ctx
+        ctx = self.ctx.context
         if ctx.global_step % self.every_steps == 0:
             place: Row = {"global_step": ctx.global_step, "epoch": ctx.epoch, "step": ctx.step}
             self._append({**place, "loss": ctx.last_loss.item()})

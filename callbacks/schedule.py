@@ -139,7 +139,13 @@ def from_plain(saved: Any, like: Any) -> Any:
 
 
 def schedule_callback(
-    kind: str, id: str, schedule: Schedule, step_on: str = "epoch", score: Callable[[Context], float] | None = None
+    kind: str,
+    id: str,
+    schedule: Schedule,
+    step_on: str = "epoch",
+    *,
+    score: Callable[[Context], float] | None = None,
+    check: Callable[[Loop], None] | None = None,
 ) -> Callback:
     """The callback that starts a schedule in ``begin`` and then steps it.
 
@@ -148,6 +154,7 @@ def schedule_callback(
         schedule: what to step.
         step_on: ``"epoch"`` steps at the end of every epoch, ``"batch"`` after every update of the parameters.
         score: gives the score that the schedule steps on; it then steps in epochs that evaluate only.
+        check: refuses a loop that the schedule can't be for.
     """
     check_choice(kind, "step_on", step_on, ("epoch", "batch"))
 
@@ -156,6 +163,8 @@ def schedule_callback(
 
     def try_out(ctx: Context) -> tuple[()]:
         with noting(lambda: f"in the schedule of callback {id!r}"):
+            if check is not None:
+                check(ctx.loop)
             schedule.start(ctx.loop, ctx.optimizer_state["groups"])
         return ()
 
@@ -176,7 +185,7 @@ def schedule_callback(
         optimizer_state = {**ctx.optimizer_state, "groups": groups}
         return evolve(ctx.with_callback_state(id, state), optimizer_state=optimizer_state)
 
-    def check(ctx: Context) -> Context:
+    def compare_settings(ctx: Context) -> Context:
         state = ctx.callbacks[id]
         if state != () and (differences := list(compare(state["settings"], settings(ctx)))):
             raise StateDictError(f"callback {id!r} can't continue a schedule of other settings:", differences)
@@ -185,4 +194,4 @@ def schedule_callback(
     hooks: dict[str, Any] = {"batch_end": when(updates, advance)} if step_on == "batch" else {"epoch_end": advance}
     if score is not None:
         hooks = {"epoch_end": when(lambda ctx: ctx.loop.evaluates(ctx.epoch), advance)}
-    return Callback(id, init=try_out, kind=kind, resume=check, source=schedule, begin=start, **hooks)
+    return Callback(id, init=try_out, kind=kind, resume=compare_settings, source=schedule, begin=start, **hooks)

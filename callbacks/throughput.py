@@ -57,7 +57,7 @@ class CallbackSetThroughput(CallbackSet):
     def on_batch_end(self) -> None:
         self._watch.look()
         self._batches += 1
-        self._rows += len(first_output(self.ctx.batch.x))
+        self._rows += len(first_output(self.ctx.context.batch.x))
 
     def on_before_valid(self) -> None:
         seconds = max(self._watch.seconds, 1e-9)

@@ -73,6 +73,8 @@ class Borrowed:
             members[:] = [copies[name] for name in names if name in copies]
             group.clear()
             group.update(flags, params=members)
+            if flags.get("fused"):
+                _check_slots(state["slots"], copies, [name for name in names if name in copies])
         fill(self._instance, state, copies)
         return copies
 
@@ -124,6 +126,19 @@ def set_gradients(params: Tensors, grads: Tensors) -> None:
                     f"but the parameter {getattr(param, what)}"
                 )
         param.grad = grad.detach().clone() if grad.is_sparse else like(param, grad)
+
+
+def _check_slots(slots: State, params: Tensors, names: Sequence[str]) -> None:
+    """Fused kernels read and write memory without a look at shapes.
+
+    Raises:
+        ValueError: a slot has not the shape that torch gives it.
+    """
+    for name in names:
+        for key, value in slots.get(name, {}).items():
+            expected = torch.Size() if key == "step" else params[name].shape
+            if isinstance(value, Tensor) and value.shape != expected:
+                raise ValueError(f"the slot {key!r} of {name!r} has shape {value.shape}, and not {expected}")
 
 
 def like(param: Tensor, value: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ def _compare(a: Any, b: Any, path: str) -> Comparison:
     left, right = _children(a), _children(b)
     if not left or type(a) is not type(b):
         return Comparison(path, _difference(a, b))
-    for key in (*left, *right):
+    for key in {**left, **right}:
         if key not in left or key not in right:
             return Comparison(path + key, f"missing in the {'second' if key in left else 'first'} tree")
         if not (comparison := _compare(left[key], right[key], path + key)):

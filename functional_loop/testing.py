@@ -87,11 +87,17 @@ def check_callback(factory: Callable[[], AsCallback] | AsCallback, *, loop: Loop
 
 
 def _check_new(one: Callback, other: Callback) -> None:
-    if one.source is not None and one.source is other.source:
+    if (shared := _object_of(one)) is not None and shared is _object_of(other):
         raise TypeError(
-            f"check_callback needs a new object whenever it asks for one, not {one.source!r} again: "
+            f"check_callback needs a new object whenever it asks for one, not {shared!r} again: "
             "pass the class, or a function that makes one"
         )
+
+
+def _object_of(callback: Callback) -> Any:
+    """The object with a state that a callback was made from, if it was."""
+    methods = ("state_dict", "load_state_dict")
+    return callback.source if all(hasattr(callback.source, name) for name in methods) else None
 
 
 @attrs.frozen(eq=False)
@@ -132,11 +138,11 @@ def _round_trip(callback: Callback) -> Callback:
     """Looks, when a run is continued, whether an object has the state that it is given."""
 
     def look(ctx: Context) -> Context:
-        saved = ctx.callbacks[callback.id]
-        if callback.source is not None and saved != ():
-            callback.source.load_state_dict(copy.deepcopy(saved))
+        made, saved = _object_of(callback), ctx.callbacks[callback.id]
+        if made is not None and saved != ():
+            made.load_state_dict(copy.deepcopy(saved))
             _compare(
-                (callback.source.state_dict(), saved),
+                (made.state_dict(), saved),
                 f"callback {callback.id!r}: after load_state_dict(), state_dict() is not what was loaded",
                 "one of the two leaves something out",
             )

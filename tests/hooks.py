@@ -98,6 +98,16 @@ def best() -> fl.Callback:
     return fl.Callback("best", init=lambda ctx: start, epoch_end=keep, end=restore, weight=1000)
 
 
+def history() -> fl.Callback:
+    """The scores of every epoch, so that one that is lost is missed at the end."""
+
+    def add(ctx: fl.Context) -> fl.Context:
+        row = {"epoch": ctx.epoch, "train": ctx.last_scores_train, "valid": ctx.last_scores_valid}
+        return ctx.with_callback_state("history", [*ctx.callbacks["history"], row])
+
+    return fl.Callback("history", init=lambda ctx: [], epoch_end=add)
+
+
 def stopping(epoch: int = 1) -> fl.Callback:
     stop = fl.when(lambda ctx: ctx.epoch == epoch, lambda ctx: fl.evolve(ctx, terminate=True))
     return fl.Callback("stopping", before_valid=stop)
@@ -122,6 +132,7 @@ CALLBACKS: dict[str, Callable[[], fl.Callback]] = {
     "schedule": schedule,
     "freezing": freezing,
     "best": best,
+    "history": history,
     "stopping": stopping,
     "observer": observer,
 }

@@ -67,3 +67,29 @@ def test_rows_may_have_several_dimensions() -> None:
         assert learner.predict_proba(pictures).shape == (ROWS, 3)
         with pytest.raises(ValueError, match=r"rows of shape \(3, 4, 3\)"):
             learner.predict(pictures[:, :, :, :3])
+
+
+class Restless(nn.Linear):
+    """Random, also when it is evaluated."""
+
+    def __init__(self, n_features: int, n_outputs: int) -> None:
+        super().__init__(n_features, n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.randn(())
+
+
+def test_predictions_are_a_function_of_the_model_alone() -> None:
+    learner = classifier(network=Restless).fit(X, Y)
+    before = torch.get_rng_state()
+    first = learner.predict_proba(X)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(3)
+    assert np.array_equal(learner.predict_proba(X), first)
+
+
+def test_predictions_are_made_in_evaluation_mode() -> None:
+    learner = classifier().fit(X, Y)
+    first = learner.predict_proba(X)
+    learner.model_.network.train()
+    assert np.array_equal(learner.predict_proba(X), first)

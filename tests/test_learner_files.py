@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 import functional_loop as fl
 from functional_loop.learner import TorchClassifier, TorchRegressor
-from tests.learners import ROWS, X, Y, classifier, same
+from tests.learners import FEATURES, ROWS, X, Y, classifier, noisy, same
 
 
 def test_save_and_load_keep_every_bit_and_the_way_on(tmp_path: Path) -> None:
@@ -25,6 +25,16 @@ def test_save_and_load_keep_every_bit_and_the_way_on(tmp_path: Path) -> None:
     assert np.array_equal(loaded.predict_proba(X), learner.predict_proba(X))
     assert loaded.model_.callbacks["history"] == learner.model_.callbacks["history"]
     assert same(loaded.partial_fit(X, Y, epochs=2), learner.partial_fit(X, Y, epochs=2))
+
+
+def test_frozen_parameters_are_frozen_in_a_loaded_network(tmp_path: Path) -> None:
+    module = noisy(FEATURES, 3)
+    module[0].requires_grad_(False)
+    learner = classifier(network=module, epochs=1).fit(X, Y)
+    learner.save(tmp_path / "model")
+    for fitted in (learner, classifier().load(tmp_path / "model")):
+        frozen = {name for name, p in fitted.model_.network.named_parameters() if not p.requires_grad}
+        assert frozen == {"0.weight", "0.bias"}
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2,)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 
 import pytest
@@ -453,7 +454,141 @@ def test_numbers_that_a_class_keeps_in_its_groups_are_state():
         assert state["groups"][0]["count"] == count
 
 
-def test_the_updater_keeps_no_tensor_alive():
+def with_slot(state, name, **changes):
+    return {**state, "slots": {**state["slots"], name: {**state["slots"][name], **changes}}}
+
+
+def with_values(state, **changes):
+    return {**state, "groups": [{**state["groups"][0], **changes}]}
+
+
+def turned(matrix):
+    """The same values, column by column in memory."""
+    return matrix.t().contiguous().t()
+
+
+def assign(tree, *path, value):
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = value
+    return True
+
+
+W, SLOT = "0.weight", {"SGD": "momentum_buffer", "Adam": "exp_avg", "AdamW": "exp_avg_sq"}
+CHANGES = {
+    "nothing": lambda g, s, p, slot: (g, s, p),
+    "the same tensors": lambda g, s, p, slot: (dict(g), with_slot(s, W), dict(p)),
+    "another parameter": lambda g, s, p, slot: (g, s, {**p, W: p[W] + 1}),
+    "a turned parameter": lambda g, s, p, slot: (g, s, {**p, W: turned(p[W])}),
+    "a parameter with a graph": lambda g, s, p, slot: (g, s, {**p, W: p[W].clone().requires_grad_() * 2}),
+    "a leaf": lambda g, s, p, slot: p[W].requires_grad_() is not None and (g, s, p),
+    "a parameter of another dtype": lambda g, s, p, slot: (g, s, {**p, W: p[W].double()}),
+    "a smaller parameter": lambda g, s, p, slot: (g, s, {**p, W: p[W][:2].clone()}),
+    "a smaller parameter and gradient": lambda g, s, p, slot: ({**g, W: g[W][:2]}, s, {**p, W: p[W][:2].clone()}),
+    "another slot": lambda g, s, p, slot: (g, with_slot(s, W, **{slot: p[W].square()}), p),
+    "a turned slot": lambda g, s, p, slot: (g, with_slot(s, W, **{slot: turned(p[W].square())}), p),
+    "a smaller slot": lambda g, s, p, slot: (g, with_slot(s, W, **{slot: torch.zeros(1, 2)}), p),
+    "a slot of another dtype": lambda g, s, p, slot: (g, with_slot(s, W, **{slot: p[W].double().square()}), p),
+    "a slot that torch does not know": lambda g, s, p, slot: (g, with_slot(s, W, other=torch.zeros(5, 3)), p),
+    "None as a slot": lambda g, s, p, slot: (g, with_slot(s, W, **{slot: None}), p),
+    "no slots": lambda g, s, p, slot: (g, {**s, "slots": {}}, p),
+    "no slots of a parameter": lambda g, s, p, slot: (
+        g,
+        {**s, "slots": {n: v for n, v in s["slots"].items() if n != W}},
+        p,
+    ),
+    "another lr": lambda g, s, p, slot: (g, with_values(s, lr=0.7), p),
+    "a tensor as lr": lambda g, s, p, slot: (g, with_values(s, lr=torch.tensor(0.7)), p),
+    "a turned gradient": lambda g, s, p, slot: ({**g, W: turned(g[W])}, s, p),
+    "an expanded gradient": lambda g, s, p, slot: ({**g, W: torch.ones(3).expand(5, 3)}, s, p),
+    "a smaller gradient": lambda g, s, p, slot: ({**g, W: torch.ones(1, 3)}, s, p),
+    "a gradient of another class": lambda g, s, p, slot: ({**g, W: g[W].as_subclass(WithoutForeach)}, s, p),
+    "a missing gradient": lambda g, s, p, slot: ({n: v for n, v in g.items() if n != W}, s, p),
+    "no gradients": lambda g, s, p, slot: ({}, s, p),
+    "a parameter assigned": lambda g, s, p, slot: assign(p, W, value=p[W] + 1) and (g, s, p),
+    "a slot assigned": lambda g, s, p, slot: assign(s, "slots", W, slot, value=p[W].square()) and (g, s, p),
+    "an lr assigned": lambda g, s, p, slot: assign(s, "groups", 0, "lr", value=0.7) and (g, s, p),
+}
+REFUSED = {
+    "a parameter of another dtype",
+    "a smaller parameter",
+    "a smaller parameter and gradient",
+    "a smaller slot",
+    "a smaller gradient",
+}
+
+
+@pytest.mark.parametrize("form", [{}, {"fused": True}])
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_a_hook_replaces_is_used_or_refused(change, cls, form):
+    params, hyperparameters = tensors(SHAPES, 0), {"lr": 0.1, "weight_decay": 0.01, **form}
+    if cls is torch.optim.SGD:
+        hyperparameters["momentum"] = 0.9
+    opt = optimizers.optimizer(cls, **hyperparameters)
+    update, state = opt.updater(params), opt.init(params)
+    generic = Borrowed(opt.to_torch(copied(params), state), [list(params)], False)
+    for step, grads in enumerate(gradients(steps=8)):
+        if step == 5:
+            grads, state, params = CHANGES[change](grads, state, params, SLOT[cls.__name__])
+        try:
+            expected = generic(grads, state, params)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            assert step == 5
+            with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+                update(grads, state, params)
+            return
+        assert step != 5 or change not in REFUSED
+        params, state = update(grads, state, params)
+        assert tree_equal((params, state), expected)
+        assert not any(x.requires_grad for _, x in leaves_with_paths(state["slots"]))
+        assert not any(params[name].requires_grad for name in grads)
+
+
+@pytest.mark.parametrize("form", [{}, {"fused": True}])
+def test_the_tensors_of_one_parameter_are_not_taken_for_those_of_another(form):
+    params = tensors({"a": (2, 3), "b": (3, 2)}, 0)
+    opt = optimizers.optimizer(torch.optim.AdamW, lr=0.1, **form)
+    update, state = opt.updater(params), opt.init(params)
+    for _ in range(3):
+        params, state = update({"a": torch.ones(2, 3)}, state, params)
+    state = {**state, "slots": {"b": state["slots"]["a"]}}
+    with pytest.raises(ValueError, match="the gradient of 'b' has shape"):
+        update({"b": torch.ones(3, 2)}, state, {**params, "b": params["a"]})
+
+
+@pytest.mark.parametrize("form", [{}, {"fused": True}])
+def test_slots_that_come_back_into_use_are_looked_at(form):
+    params, grads = {"w": torch.randn(4, 3)}, {"w": torch.randn(4, 3)}
+    opt = optimizers.optimizer(torch.optim.SGD, lr=0.1, momentum=0.9, **form)
+    update, state = opt.updater(params), opt.init(params)
+    for momentum in (0.9, 0.9, 0.0):
+        params, state = update(grads, with_values(state, momentum=momentum), params)
+    state = with_slot(
+        with_values(state, momentum=0.9), "w", momentum_buffer=turned(state["slots"]["w"]["momentum_buffer"])
+    )
+    assert tree_equal(update(grads, state, params), opt.update(grads, state, params))
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("release", [False, True])
+def test_runs_that_share_an_updater_do_not_mix(cls, release):
+    opt = optimizers.optimizer(cls, lr=0.1, groups=[{"params": "*.bias", "lr": 0.3}], momentum=0.9)
+    starts = [tensors(SHAPES, seed) for seed in (0, 1)]
+    shared, own = opt.updater(starts[0]), [opt.updater(params) for params in starts]
+    runs = [(params, opt.init(params)) for params in starts]
+    for step, grads in enumerate(gradients()):
+        for i in (0, 1):
+            # The second run has gradients for one group alone, now and then.
+            some = {n: g for n, g in grads.items() if i == 0 or step % 3 or n.endswith("bias")}
+            expected = own[i](some, runs[i][1], runs[i][0])
+            runs[i] = shared(some, runs[i][1], runs[i][0])
+            assert tree_equal(runs[i], expected)
+            if release:
+                shared.release()
+
+
+def test_a_released_updater_keeps_no_tensor_alive():
     for cls in (torch.optim.AdamW, torch.optim.RMSprop):
         opt, params = optimizers.optimizer(cls), tensors(SHAPES, 0)
         update = opt.updater(params)

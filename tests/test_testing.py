@@ -58,6 +58,10 @@ def test_descriptors_pass() -> None:
     check_callback(lambda: TorchCallback(history))
 
 
+def test_a_pure_callback_may_be_made_from_something_that_keeps_no_state() -> None:
+    check_callback(fl.Callback("pure", source=object(), init=lambda ctx: 0))
+
+
 def test_another_loop_and_seed_can_be_given() -> None:
     check_callback(CallbackSetMomentum, loop=full_loop(), seed=4)
     check_callback(CallbackSetMomentum, loop=make_loop(callbacks=[history()], epochs=1))
@@ -90,9 +94,7 @@ def test_a_state_that_leaves_something_out_is_found_where_the_runs_part(factory:
 
 
 def test_a_state_that_is_not_taken_is_found() -> None:
-    with pytest.raises(
-        AssertionError, match=r"after load_state_dict\(\), state_dict\(\) is not what was loaded: \['mean'\]"
-    ):
+    with pytest.raises(AssertionError, match=r"after load_state_dict\(\), .* not what was loaded: \['mean'\]"):
         check_callback(forgetting(load_state_dict=lambda self, state_dict: None))
 
 
@@ -104,10 +106,10 @@ def test_a_stage_of_validation_is_named() -> None:
             self.batches += 1
 
         def on_valid_end(self) -> None:
-            self.ctx.terminate = self.batches % 2 == 0
+            self.ctx.terminate = self.batches == 2
 
     with pytest.raises(
-        AssertionError, match=r"'scores'.* after 'batch_valid_end' .* at 'valid_end' \(epoch 1, step 3\): "
+        AssertionError, match=r"continued .* after 'batch_valid_end' .* at 'valid_end' \(epoch 1, step 3\)"
     ):
         check_callback(CallbackSetScores)
 
@@ -168,7 +170,8 @@ def test_errors_of_the_callback_are_raised_as_they_are() -> None:
 
 
 WITHOUT_SHIM = """
-import sys, functional_loop as fl
+import sys, torch, functional_loop as fl
+torch.set_num_threads(1)
 from functional_loop.testing import check_callback
 check_callback(lambda: fl.Callback("nothing"))
 assert not any(name.startswith("functional_loop.callbacks") for name in sys.modules)

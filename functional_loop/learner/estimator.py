@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from typing import Any, ClassVar, Self
 
@@ -13,9 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .. import checkpoint_file
 from ..context import Context
-from ..errors import StateDictError
 from ..loop import init
 from ..measures import Measure
 from ..record import evolve
@@ -23,15 +20,16 @@ from ..rng import fold_in
 from ..store import resume
 from ..training import iterate
 from .arrays import as_array, as_python, as_tensor, checked_integer, split
-from .assembly import as_device, make_loop, predict_batch_size
+from .assembly import make_loop, predict_batch_size
 from .model import TrainedModel
-from .networks import mlp, network_for
+from .networks import mlp
 from .parameters import Parameters
-from .targets import Classes, Numbers
+from .saving import Saving
+from .targets import Classes
 from .threads import threads
 
 
-class TorchEstimator(Parameters):
+class TorchEstimator(Saving, Parameters):
     """What `TorchClassifier` and `TorchRegressor` share: their arguments, training, and files.
 
     Args:
@@ -91,12 +89,6 @@ class TorchEstimator(Parameters):
     Mirrors R's ``LearnerTorch`` (mlr3torch).
     """
 
-    model_: TrainedModel
-    input_shape_: tuple[int, ...]
-    target_: Any
-
-    _kind: ClassVar[str]
-    _target: ClassVar[type[Classes] | type[Numbers]]
     _usual_loss: ClassVar[Any]
     _measures: ClassVar[dict[str, Measure]]
     _usual_measures: ClassVar[tuple[str, ...]]
@@ -182,58 +174,11 @@ class TorchEstimator(Parameters):
 
         >>> from functional_loop.learner import TorchRegressor
         >>> x = np.linspace(0, 1, 20).reshape(-1, 1)
-        >>> more, whole = TorchRegressor(epochs=2).fit(x, x).partial_fit(x, x, epochs=3), TorchRegressor(epochs=5).fit(x, x)
-        >>> np.array_equal(more.predict(x), whole.predict(x))
+        >>> longer = TorchRegressor(epochs=2).fit(x, x).partial_fit(x, x, epochs=3)
+        >>> np.array_equal(longer.predict(x), TorchRegressor(epochs=5).fit(x, x).predict(x))
         True
         """
         return self._partial_fit(X, y, None, epochs)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what was fitted to one file, durably and without pickle; see `load`.
-
-        The arguments of the learner are not in it: they are code.
-
-        Raises:
-            NotFittedError: nothing was fitted.
-            TypeError: labels that are neither numbers nor strings.
-            OSError: the file could not be written.
-        """
-        check_is_fitted(self)
-        names = getattr(self, "feature_names_in_", None)
-        metadata = {
-            "learner": self._kind,
-            "input_shape": list(self.input_shape_),
-            "feature_names": None if names is None else names.tolist(),
-            "target": self.target_.plain(),
-        }
-        checkpoint_file.write(path, self.model_.plain(), metadata)
-
-    def load(self, path: str | os.PathLike[str]) -> Self:
-        """Take what another learner of the same arguments has saved; every bit of the file is verified.
-
-        Raises:
-            CheckpointError: the file is damaged.
-            StateDictError: it is of another kind of learner, or of another network.
-
-        >>> import tempfile
-        >>> from functional_loop.learner import TorchRegressor
-        >>> x, path = np.linspace(0, 1, 20).reshape(-1, 1), tempfile.mkdtemp() + "/model.safetensors"
-        >>> TorchRegressor(epochs=2).fit(x, x).save(path)
-        >>> TorchRegressor().load(path).model_.epochs
-        2
-        """
-        saved, metadata = checkpoint_file.read(path)
-        if metadata.get("learner") != self._kind:
-            raise StateDictError(f"{path} does not hold a {self._kind}")
-        input_shape = tuple(metadata["input_shape"])
-        target = self._target.from_plain(metadata["target"])
-        network = network_for(self.network, input_shape, target.n_outputs)
-        self.model_ = TrainedModel.from_plain(saved, network, as_device(self.device))
-        self.target_, self.input_shape_, self.n_features_in_ = target, input_shape, input_shape[0]
-        self.__dict__.pop("feature_names_in_", None)
-        if metadata["feature_names"] is not None:
-            self.feature_names_in_ = np.array(metadata["feature_names"], dtype=object)
-        return self
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")

@@ -144,7 +144,7 @@ def test_a_key_is_added_once(dictionary: CallbackDictionary) -> None:
     dictionary.remove("mine")
     assert "mine" not in dictionary
     dictionary.add("mine", CallbackSetKeeping)
-    with pytest.raises(KeyError, match="there is no callback 'yours'; did you mean 'mine'|there is 'mine'"):
+    with pytest.raises(KeyError, match="there is no callback 'yours'"):
         dictionary.remove("yours")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from functional_loop.callbacks import history
+from functional_loop.callbacks.history import to_frame
 
 import functional_loop as fl
 
@@ -68,3 +70,13 @@ def test_two_histories_have_slots_of_their_own() -> None:
     ctx = fl.train(fl.init(make_loop(callbacks=[history(), history("again")])))
     assert ctx.callbacks["again"] == ctx.callbacks["history"]
     assert ctx.callbacks["again"] is not ctx.callbacks["history"]
+
+
+def test_rows_become_a_data_frame() -> None:
+    pytest.importorskip("pandas")
+    ctx = fl.train(fl.init(make_loop()))
+    rows = ctx.callbacks["history"]
+    assert to_frame(ctx).to_dict("records") == rows == to_frame(rows).to_dict("records")
+    assert list(to_frame(fl.init(make_loop())).columns) == ["epoch"]
+    with pytest.raises(KeyError, match="no callback 'histroy' in this loop; did you mean 'history'"):
+        to_frame(ctx, "histroy")

@@ -12,7 +12,7 @@ from tests.strategies import boundaries, examples, places, seeds, specs
 
 pytestmark = pytest.mark.filterwarnings("ignore:resuming in mid-epoch reads")
 
-SLOTS = ("ema", "counter", "best")
+SLOTS = ("ema", "counter", "best", "history")
 STATELESS = [name for name in hooks.CALLBACKS if name not in SLOTS]
 
 
