@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 import attrs
 import torch
-from functional_loop.callbacks.callback_set import CallbackSet
 
 import functional_loop as fl
+from functional_loop.callbacks.callback_set import CallbackSet
 
 from .step import LEARNING_RATE, ready
 from .timing import CLOCKS, compare

@@ -44,7 +44,7 @@ class Mirror:
         if self._optimizer is None:
             self._optimizer = self.loop.optimizer.to_torch(dict(self._params), ctx.optimizer_state)
             # Schedulers warn if they step before the optimizer does; this one is stepped by the loop.
-            self._optimizer._opt_called = True  # type: ignore[union-attr]
+            self._optimizer._opt_called = True  # type: ignore[attr-defined]
             self._note_groups(self._optimizer)
         if not self._slots_shown:
             self._show_slots(self._optimizer, ctx)

@@ -80,6 +80,7 @@ class CallbackSetProgress(CallbackSet):
             ctx = self.ctx.context
             scores = [*describe_scores(ctx, self.digits), *describe_loss(ctx, self.digits)]
             place = f"epoch {ctx.epoch}/{ctx.loop.epochs}"
+            self._display.show(ctx)
             self._display.say("  ".join([place, *scores, in_words(seconds)]))
 
     def on_end(self) -> None:

@@ -58,9 +58,9 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
 
     def on_batch_end(self) -> None:
         ctx = self.ctx.context
-        if ctx.global_step % self.every_steps == 0:
+        if self.every_steps is not None and ctx.global_step % self.every_steps == 0:
             place: Row = {"global_step": ctx.global_step, "epoch": ctx.epoch, "step": ctx.step}
-            self._append({**place, "loss": ctx.last_loss.item()})
+            self._append({**place, "loss": self.ctx.last_loss.item()})
 
     def on_epoch_end(self) -> None:
         ctx = self.ctx.context

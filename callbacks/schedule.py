@@ -24,6 +24,8 @@ from .windows import updates
 State = dict[str, Any]
 Groups = list[dict[str, Any]]
 
+_SCALARS = (bool, int, float, str, type(None))
+
 
 @attrs.frozen(eq=False)
 class Schedule:
@@ -75,8 +77,9 @@ class StandIn(torch.optim.Optimizer):
     _opt_called = True
 
     def __init__(self, groups: Groups) -> None:
-        members = [{**as_in_torch(group), "params": [torch.zeros(())]} for group in groups]
-        super().__init__(members, defaults=as_in_torch(groups[0]))
+        # Not that of the base class, which is for optimizers that step, and takes longer than a step of a schedule.
+        self.defaults = as_in_torch(groups[0])
+        self.param_groups = [{**as_in_torch(group), "params": []} for group in groups]
 
     def show(self, groups: Groups, own: Groups) -> None:
         """Take other hyperparameters, and what the scheduler keeps beside them (``initial_lr``, say)."""
@@ -87,7 +90,7 @@ class StandIn(torch.optim.Optimizer):
         """The hyperparameters that ``groups`` has, and all others."""
         new, beside = [], []
         for shown, values in zip(self.param_groups, groups, strict=True):
-            new.append({key: plain(shown[key]) for key in values})
+            new.append({key: to_plain(shown[key]) for key in values})
             beside.append(to_plain({k: v for k, v in shown.items() if k not in values and k != "params"}))
         return new, beside
 
@@ -97,7 +100,11 @@ class StandIn(torch.optim.Optimizer):
 
 def as_in_torch(values: Mapping[str, Any]) -> dict[str, Any]:
     """Copies, with tuples (``betas``) for the lists that a context has."""
-    return {key: tuple(value) if isinstance(value, list) else copied(value) for key, value in values.items()}
+    return {key: value if type(value) in _SCALARS else _as_in_torch(value) for key, value in values.items()}
+
+
+def _as_in_torch(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else copied(value)
 
 
 def to_plain(node: Any) -> Any:
@@ -106,14 +113,14 @@ def to_plain(node: Any) -> Any:
     >>> to_plain({"milestones": {3: 1}, "betas": (0.9, 0.99), "scale": max})
     {'milestones': [[3, 1]], 'betas': [0.9, 0.99], 'scale': ()}
     """
-    if isinstance(node, Mapping):
+    if type(node) in _SCALARS:
+        return node
+    if isinstance(node, dict):
         if all(isinstance(key, str) for key in node):
             return {key: to_plain(value) for key, value in node.items()}
         return [[to_plain(key), to_plain(value)] for key, value in node.items()]
     if isinstance(node, (list, tuple)):
         return [to_plain(value) for value in node]
-    if node is None or isinstance(node, (bool, str)):
-        return node
     return plain(node) if isinstance(node, (Real, Tensor)) else ()
 
 
@@ -123,6 +130,8 @@ def from_plain(saved: Any, like: Any) -> Any:
     >>> from_plain({"milestones": [[3, 1]], "scale": ()}, {"milestones": {}, "scale": max})
     {'milestones': {3: 1}, 'scale': <built-in function max>}
     """
+    if type(saved) in _SCALARS:
+        return saved
     if isinstance(saved, tuple):
         return like
     if isinstance(like, dict) and isinstance(saved, (dict, list)):

@@ -109,7 +109,7 @@ class ContextView:
     @property
     def context(self) -> Context:
         """The pure context, with everything that has been written so far, in place or by field."""
-        ctx = self._mirror.changes(self._ctx)
+        ctx: Context = self._mirror.changes(self._ctx)
         if self._batch is not None and not tree_equal(self._batch, ctx.batch):
             ctx = evolve(ctx, batch=tree_map(clone_tree, self._batch))
         return ctx

@@ -71,7 +71,7 @@ def _layout_is_known() -> bool:
     return (before, counter[0]) == (624, 2)
 
 
-_GLOBAL: random.Random = random._inst  # type: ignore[attr-defined]
+_GLOBAL: random.Random = random._inst
 _COUNTER = _python_counter(_GLOBAL) if _layout_is_known() else None
 
 

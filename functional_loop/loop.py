@@ -175,7 +175,7 @@ class Loop:
             return Step(self)
 
     def return_step(self, step: Step) -> None:
-        step.network.release()
+        step.release()
         self._steps.append(step)
 
 

@@ -79,11 +79,11 @@ def record(cls: type[T]) -> type[T]:
         return [(torch_pytree.GetAttrKey(n), v) for n, v in zip(children, values, strict=True)], metadata
 
     optree.register_pytree_node(
-        made,
+        made,  # type: ignore[arg-type]
         flatten_with_entries,  # type: ignore[arg-type]
         lambda metadata, values: unflatten(values, metadata),  # type: ignore[arg-type, return-value]
         path_entry_type=optree.GetAttrEntry,
-        namespace=optree.registry.__GLOBAL_NAMESPACE,  # type: ignore[attr-defined]
+        namespace=optree.registry.__GLOBAL_NAMESPACE,
     )
     torch_pytree.register_pytree_node(
         made,

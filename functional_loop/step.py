@@ -105,6 +105,11 @@ class Step:
         with torch.no_grad():
             return tree_detach(self._run(forward, seed))
 
+    def release(self) -> None:
+        """Let go of all tensors."""
+        self.network.release()
+        self.updater.release()
+
     def _leaves(self, params: Tensors, trainable: tuple[str, ...]) -> Tensors:
         """What stands for the parameters in the network. Also in evaluation those that are trainable require gradients:
         some kernels (of GRU, for one) round differently where none does."""

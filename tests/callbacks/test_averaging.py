@@ -7,14 +7,14 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from functional_loop.callbacks.averaging import averaged, ema, swa
-from functional_loop.callbacks.early_stopping import early_stopping
-from functional_loop.callbacks.windows import updates
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import functional_loop as fl
+from functional_loop.callbacks.averaging import averaged, ema, swa
+from functional_loop.callbacks.early_stopping import early_stopping
+from functional_loop.callbacks.windows import updates
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import full_loop, make_loop, same_bits
 from tests.strategies import examples

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
-from functional_loop.callbacks.lambda_callback import lambda_callback
 
 import functional_loop as fl
+from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
+from functional_loop.callbacks.lambda_callback import lambda_callback
 from tests.callbacks.laws import resumes_everywhere, survives_the_store
 from tests.sample_loops import counter, full_loop, mean_absolute, raising
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from functional_loop.callbacks.clipping import clip_grad_norm, clip_grad_value
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 import functional_loop as fl
+from functional_loop.callbacks.clipping import clip_grad_norm, clip_grad_value
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import epoch_of, full_loop, make_loop, same_bits
 from tests.strategies import examples

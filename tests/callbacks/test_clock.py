@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from functional_loop.callbacks import clock
 from functional_loop.callbacks.clock import Stopwatch, in_words, seconds_of
 

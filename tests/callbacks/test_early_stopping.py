@@ -7,9 +7,9 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from functional_loop.callbacks.early_stopping import early_stopping
 
 import functional_loop as fl
+from functional_loop.callbacks.early_stopping import early_stopping
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import data, full_loop, make_loop, mean_absolute
 

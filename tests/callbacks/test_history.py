@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from functional_loop.callbacks import history
-from functional_loop.callbacks.history import to_frame
 
 import functional_loop as fl
+from functional_loop.callbacks import history
+from functional_loop.callbacks.history import to_frame
 
 
 def make_loop(**options: object) -> fl.Loop:

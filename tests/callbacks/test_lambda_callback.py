@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from functional_loop.callbacks.lambda_callback import lambda_callback
 
 import functional_loop as fl
+from functional_loop.callbacks.lambda_callback import lambda_callback
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, full_loop, make_loop
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import attrs
 import pytest
+from torch.optim import lr_scheduler
+
+import functional_loop as fl
 from functional_loop.callbacks.lr_schedulers import (
     lr_constant,
     lr_cosine_annealing,
@@ -16,9 +19,6 @@ from functional_loop.callbacks.lr_schedulers import (
     lr_step,
     lr_warm_restarts,
 )
-from torch.optim import lr_scheduler
-
-import functional_loop as fl
 from tests.callbacks.laws import holds_for
 from tests.callbacks.torch_schedules import OPTIMIZERS, loop_of, rates, same_as_torch
 from tests.sample_loops import full_loop

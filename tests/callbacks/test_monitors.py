@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from functional_loop.callbacks.clipping import clip_grad_norm
-from functional_loop.callbacks.monitors import grad_norm, param_norm
-from functional_loop.callbacks.windows import updates
 from torch.nn.utils import get_total_norm
 
 import functional_loop as fl
+from functional_loop.callbacks.clipping import clip_grad_norm
+from functional_loop.callbacks.monitors import grad_norm, param_norm
+from functional_loop.callbacks.windows import updates
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import full_loop, make_loop
 

@@ -4,11 +4,11 @@ from collections import Counter
 from typing import Any
 
 import torch
-from functional_loop.callbacks.schedule import StandIn, from_plain, to_plain
 from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
+from functional_loop.callbacks.schedule import StandIn, from_plain, to_plain
 from functional_loop.plain import check_plain
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.just(max)

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from functional_loop.callbacks import tb as module
-from functional_loop.callbacks.tb import CallbackSetTB
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 import functional_loop as fl
+from functional_loop.callbacks import tb as module
+from functional_loop.callbacks.tb import CallbackSetTB
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, full_loop, raising
 from tests.strategies import examples

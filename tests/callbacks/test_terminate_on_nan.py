@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from functional_loop.callbacks.terminate_on_nan import terminate_on_nan
 from torch import Tensor
 
 import functional_loop as fl
+from functional_loop.callbacks.terminate_on_nan import terminate_on_nan
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import data, full_loop, make_loop
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from functional_loop.callbacks import clock
-from functional_loop.callbacks.throughput import CallbackSetThroughput
 
 import functional_loop as fl
+from functional_loop.callbacks import clock
+from functional_loop.callbacks.throughput import CallbackSetThroughput
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import ROWS, full_loop
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from functional_loop.callbacks import clock
-from functional_loop.callbacks.timer import CallbackSetTimer
 
 import functional_loop as fl
+from functional_loop.callbacks import clock
+from functional_loop.callbacks.timer import CallbackSetTimer
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, full_loop
 

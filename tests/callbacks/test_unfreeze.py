@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from functional_loop.callbacks.unfreeze import unfreeze
 
 import functional_loop as fl
+from functional_loop.callbacks.unfreeze import unfreeze
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import epoch_of, full_loop, make_loop, same_bits
 

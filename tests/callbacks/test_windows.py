@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from functional_loop.callbacks.windows import updates
 
 import functional_loop as fl
+from functional_loop.callbacks.windows import updates
 from tests.sample_loops import make_loop, recorder
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import attrs
 import torch
-from functional_loop.callbacks.windows import updates
 
 import functional_loop as fl
 from functional_loop.borrowed import numbers_of
+from functional_loop.callbacks.windows import updates
 from tests.sample_loops import epoch_of, make_loop, same_bits
 
 GROUPS = [{"params": "*.bias", "lr": 0.3}, {"params": "1.*", "lr": 0.02}]

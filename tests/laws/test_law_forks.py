@@ -61,14 +61,18 @@ def test_threads_that_train_one_loop_equal_sequential_runs(spec, many_seeds):
 
 
 @pytest.mark.parametrize("data", SHARED)
-@pytest.mark.parametrize("network", ["mlp", "noisy"])
-def test_two_threads_for_many_steps(network, data):
+@pytest.mark.parametrize(("network", "optimizer"), [("mlp", "adamw"), ("noisy", "nadam")])
+def test_two_threads_for_many_steps(network, optimizer, data):
     """Long enough for the threads to meet everywhere, with randomness in the network and in the data."""
-    spec = Spec(network, data=data, rows=64, epochs=8, measures=tuple(MEASURES), callbacks=("gradient_noise", "ema"))
-    alone = [fl.digest(fl.train(fl.init(spec.loop(), seed))) for seed in (1, 2)]
+    callbacks = ("gradient_noise", "ema")
+    spec = Spec(
+        network, optimizer=optimizer, data=data, rows=48, epochs=4, measures=tuple(MEASURES), callbacks=callbacks
+    )
+    many_seeds = range(4)
+    alone = [fl.digest(fl.train(fl.init(spec.loop(), seed))) for seed in many_seeds]
     loop = spec.loop()
     with ThreadPoolExecutor(2) as threads:
-        together = list(threads.map(lambda seed: fl.digest(fl.train(fl.init(loop, seed))), (1, 2)))
+        together = list(threads.map(lambda seed: fl.digest(fl.train(fl.init(loop, seed))), many_seeds))
     assert together == alone
 
 
