@@ -1,5 +1,103 @@
-"""Callbacks for functional_loop."""
+"""Callbacks: the object-oriented face of the loop, and those that ship with it."""
 
-from .history import history
+from .averaging import averaged, ema, swa
+from .build import callback_set, torch_callback
+from .callback_set import CallbackSet
+from .checkpoint import CallbackSetCheckpoint, checkpoint
+from .clipping import clip_grad_norm, clip_grad_value
+from .csv_log import CallbackSetCSVLog, csv_log
+from .descriptor import TorchCallback
+from .dictionary import (
+    CallbackDictionary,
+    as_torch_callback,
+    as_torch_callbacks,
+    t_clbk,
+    t_clbks,
+    torch_callbacks,
+)
+from .early_stopping import early_stopping
+from .history import history, to_frame
+from .json_log import CallbackSetJSONLog, json_log
+from .lambda_callback import lambda_callback
+from .lr_composed import lr_chained, lr_sequential
+from .lr_custom import as_lr_scheduler, lr_lambda, lr_multiplicative
+from .lr_cycles import lr_cyclic, lr_one_cycle
+from .lr_plateau import lr_reduce_on_plateau
+from .lr_schedulers import (
+    lr_constant,
+    lr_cosine_annealing,
+    lr_exponential,
+    lr_linear,
+    lr_multi_step,
+    lr_polynomial,
+    lr_step,
+    lr_warm_restarts,
+)
+from .monitors import grad_norm, param_norm
+from .param_set import Param, ParamSet
+from .progress import CallbackSetProgress, progress
+from .tb import CallbackSetTB, tb
+from .terminate_on_nan import terminate_on_nan
+from .throughput import CallbackSetThroughput, throughput
+from .timer import CallbackSetTimer, timer
+from .unfreeze import unfreeze
+from .view import ContextView
 
-__all__ = ["history"]
+__all__ = [
+    "CallbackDictionary",
+    "CallbackSet",
+    "CallbackSetCSVLog",
+    "CallbackSetCheckpoint",
+    "CallbackSetJSONLog",
+    "CallbackSetProgress",
+    "CallbackSetTB",
+    "CallbackSetThroughput",
+    "CallbackSetTimer",
+    "ContextView",
+    "Param",
+    "ParamSet",
+    "TorchCallback",
+    "as_lr_scheduler",
+    "as_torch_callback",
+    "as_torch_callbacks",
+    "averaged",
+    "callback_set",
+    "checkpoint",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "csv_log",
+    "early_stopping",
+    "ema",
+    "grad_norm",
+    "history",
+    "json_log",
+    "lambda_callback",
+    "lr_chained",
+    "lr_constant",
+    "lr_cosine_annealing",
+    "lr_cyclic",
+    "lr_exponential",
+    "lr_lambda",
+    "lr_linear",
+    "lr_multi_step",
+    "lr_multiplicative",
+    "lr_one_cycle",
+    "lr_polynomial",
+    "lr_reduce_on_plateau",
+    "lr_sequential",
+    "lr_step",
+    "lr_warm_restarts",
+    "param_norm",
+    "progress",
+    "swa",
+    "t_clbk",
+    "t_clbks",
+    "tb",
+    "terminate_on_nan",
+    "throughput",
+    "timer",
+    "to_frame",
+    "torch_callback",
+    "torch_callbacks",
+    "unfreeze",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint
@@ -21,11 +22,12 @@ GROUP = "functional_loop.callbacks"
 
 @attrs.frozen
 class _Reference:
-    """What is imported when it is looked up."""
+    """What is imported when it is looked up; ``weight``, if known, saves making a callback to ask for it."""
 
     point: EntryPoint
     label: str | None = None
     packages: tuple[str, ...] = ()
+    weight: float | None = None
 
     def load(self) -> TorchCallback:
         found = self.point.load()
@@ -110,8 +112,8 @@ class CallbackDictionary(Mapping[str, TorchCallback]):
     def table(self) -> list[dict[str, Any]]:
         """A row of ``key``, ``label``, ``weight`` and ``packages`` for every callback, for people or for a DataFrame.
 
-        The weight is ``None`` where it depends on values that are required. What can't be imported is left out, with a
-        warning.
+        The weight is ``None`` where a function makes the callback from values that are required. What can't be imported
+        is left out, with a warning.
         """
         return list(self._rows())
 
@@ -119,7 +121,8 @@ class CallbackDictionary(Mapping[str, TorchCallback]):
         for key in self:
             try:
                 found = self[key]
-                weight = _weight_of(found)
+                known = getattr(self._entries[key], "weight", None)
+                weight = _weight_of(found) if known is None else known
             except Exception as error:
                 warnings.warn(f"the callback {key!r} can't be loaded: {error!r}", stacklevel=3)
             else:
@@ -174,15 +177,48 @@ def _weight_of(descriptor: TorchCallback) -> float | None:
     return descriptor.generate().weight
 
 
-# Key, reference within functional_loop.callbacks, label, packages.
-_SHIPPED: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("history", "history:history", "Scores of every epoch", ()),
+# Key, reference within functional_loop.callbacks, weight, label.
+_SHIPPED: tuple[tuple[str, str, float, str], ...] = (
+    ("checkpoint", "checkpoint:checkpoint", math.inf, "Saves checkpoints"),
+    ("clip_grad_norm", "clipping:clip_grad_norm", 0.0, "Clips the norm of the gradients"),
+    ("clip_grad_value", "clipping:clip_grad_value", 0.0, "Clips every element of the gradients"),
+    ("csv_log", "csv_log:csv_log", 0.0, "Writes scores to a CSV file"),
+    ("early_stopping", "early_stopping:early_stopping", 1000.0, "Stops when a score no longer improves"),
+    ("ema", "averaging:ema", 2000.0, "Exponential moving average of the weights"),
+    ("grad_norm", "monitors:grad_norm", -100.0, "Norm of the gradients"),
+    ("history", "history:history", 0.0, "Scores of every epoch"),
+    ("json_log", "json_log:json_log", 0.0, "Writes scores to a file of JSON lines"),
+    ("lambda_callback", "lambda_callback:lambda_callback", 0.0, "Calls functions at stages"),
+    ("lr_chained", "lr_composed:lr_chained", 0.0, "Schedules that multiply"),
+    ("lr_constant", "lr_schedulers:lr_constant", 0.0, "A smaller learning rate at first"),
+    ("lr_cosine_annealing", "lr_schedulers:lr_cosine_annealing", 0.0, "Learning rate along a cosine"),
+    ("lr_cyclic", "lr_cycles:lr_cyclic", 0.0, "Learning rate up and down in cycles"),
+    ("lr_exponential", "lr_schedulers:lr_exponential", 0.0, "Learning rate times a factor at every step"),
+    ("lr_lambda", "lr_custom:lr_lambda", 0.0, "Learning rate times a function of the step"),
+    ("lr_linear", "lr_schedulers:lr_linear", 0.0, "Learning rate along a line: a warm-up"),
+    ("lr_multi_step", "lr_schedulers:lr_multi_step", 0.0, "Learning rate times a factor at milestones"),
+    ("lr_multiplicative", "lr_custom:lr_multiplicative", 0.0, "Learning rate times a function, at every step"),
+    ("lr_one_cycle", "lr_cycles:lr_one_cycle", 0.0, "Learning rate up and down once"),
+    ("lr_polynomial", "lr_schedulers:lr_polynomial", 0.0, "Learning rate along a polynomial"),
+    ("lr_reduce_on_plateau", "lr_plateau:lr_reduce_on_plateau", 0.0, "Smaller learning rate on a plateau"),
+    ("lr_sequential", "lr_composed:lr_sequential", 0.0, "One schedule after the other"),
+    ("lr_step", "lr_schedulers:lr_step", 0.0, "Learning rate times a factor every few steps"),
+    ("lr_warm_restarts", "lr_schedulers:lr_warm_restarts", 0.0, "Cosines with warm restarts"),
+    ("param_norm", "monitors:param_norm", 0.0, "Norm of the parameters"),
+    ("progress", "progress:progress", 0.0, "Shows the progress of training"),
+    ("swa", "averaging:swa", 2000.0, "Stochastic weight averaging"),
+    ("tb", "tb:tb", 0.0, "Logs for TensorBoard"),
+    ("terminate_on_nan", "terminate_on_nan:terminate_on_nan", 0.0, "Stops when the loss is NaN or infinite"),
+    ("throughput", "throughput:throughput", 0.0, "Rows and batches per second"),
+    ("timer", "timer:timer", 0.0, "Stops after a time"),
+    ("unfreeze", "unfreeze:unfreeze", 0.0, "Trains some parameters from a later epoch or batch on"),
 )
+_PACKAGES = {"tb": ("tensorboard",)}
 
 torch_callbacks = CallbackDictionary(
     {
-        key: _Reference(_point(key, f"functional_loop.callbacks.{reference}"), label, packages)
-        for key, reference, label, packages in _SHIPPED
+        key: _Reference(_point(key, f"functional_loop.callbacks.{reference}"), label, _PACKAGES.get(key, ()), weight)
+        for key, reference, weight, label in _SHIPPED
     }
 )
 """The dictionary that `t_clbk` looks up keys in."""

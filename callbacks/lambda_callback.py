@@ -11,12 +11,11 @@ from .view import ContextView
 StageFunction: TypeAlias = Callable[[ContextView], object]
 
 
-def lambda_callback(*, id: str = "lambda_callback", weight: float = 0.0, **functions: StageFunction) -> CallbackSet:
+def lambda_callback(*, id: str = "lambda_callback", **functions: StageFunction) -> CallbackSet:
     """A callback that calls a function of the `ContextView` at a stage; what the function returns is ignored.
 
     Args:
         id: the name of the callback, unique in a loop.
-        weight: callbacks run by ascending weight within a stage.
         functions: ``on_<stage>=function``, for any of the stages.
 
     Raises:
@@ -46,7 +45,7 @@ def lambda_callback(*, id: str = "lambda_callback", weight: float = 0.0, **funct
             raise TypeError(f"lambda_callback: {name!r} is not a stage; stages are given as on_epoch_end=... and so on")
     methods: dict[str, Any] = {name: _method(function) for name, function in functions.items()}
     made: CallbackSet = type("CallbackSetLambda", (CallbackSet,), {"__module__": __name__, **methods})()
-    made._id, made.weight = id, weight
+    made._id = id
     return made
 
 

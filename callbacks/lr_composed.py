@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch.optim import lr_scheduler
 
-from ..loop import Loop
+from ..loop import AsCallback, Loop
 from ..stages import Callback
 from .lr_schedulers import check_milestones
 from .schedule import Schedule, schedule_callback
 
 
 def lr_sequential(
-    schedules: Sequence[Callback], milestones: Sequence[int], step_on: str = "epoch", id: str = "lr_sequential"
+    schedules: Sequence[AsCallback], milestones: Sequence[int], step_on: str = "epoch", id: str = "lr_sequential"
 ) -> Callback:
     """One schedule after the other: the next one takes over at every step in ``milestones``.
 
     Args:
-        schedules: what the functions ``lr_...`` return; their own ``step_on`` and ``id`` don't matter.
+        schedules: what the functions ``lr_...`` return, or descriptors of it; their own ``step_on`` and ``id`` don't
+            matter.
         milestones: steps, ascending, one less than there are schedules.
         step_on: ``"epoch"`` steps at the end of every epoch, ``"batch"`` after every update of the parameters.
         id: the name of the slot, unique in a loop.
@@ -47,19 +48,22 @@ def lr_sequential(
         raise ValueError(f"lr_sequential: {len(parts)} schedules have {expected} milestones, not {len(milestones)}")
 
     def build(optimizer: torch.optim.Optimizer, loop: Loop) -> Any:
-        return lr_scheduler.SequentialLR(optimizer, [part.build(optimizer, loop) for part in parts], list(milestones))
+        return lr_scheduler.SequentialLR(
+            optimizer, [part.source.build(optimizer, loop) for part in parts], list(milestones)
+        )
 
     def settings(loop: Loop) -> dict[str, Any]:
-        return {"schedules": _settings(schedules, parts, loop), "milestones": list(milestones)}
+        return {"schedules": _settings(parts, loop), "milestones": list(milestones)}
 
     return schedule_callback("lr_sequential", id, Schedule(build, settings), step_on)
 
 
-def lr_chained(schedules: Sequence[Callback], step_on: str = "epoch", id: str = "lr_chained") -> Callback:
+def lr_chained(schedules: Sequence[AsCallback], step_on: str = "epoch", id: str = "lr_chained") -> Callback:
     """Several schedules at once: at every step each one changes the rates that the one before it left.
 
     Args:
-        schedules: what the functions ``lr_...`` return; their own ``step_on`` and ``id`` don't matter.
+        schedules: what the functions ``lr_...`` return, or descriptors of it; their own ``step_on`` and ``id`` don't
+            matter.
         step_on: ``"epoch"`` steps at the end of every epoch, ``"batch"`` after every update of the parameters.
         id: the name of the slot, unique in a loop.
 
@@ -81,30 +85,32 @@ def lr_chained(schedules: Sequence[Callback], step_on: str = "epoch", id: str = 
     parts = _parts("lr_chained", schedules)
 
     def build(optimizer: torch.optim.Optimizer, loop: Loop) -> Any:
-        return lr_scheduler.ChainedScheduler([part.build(optimizer, loop) for part in parts], optimizer)
+        return lr_scheduler.ChainedScheduler([part.source.build(optimizer, loop) for part in parts], optimizer)
 
     def settings(loop: Loop) -> dict[str, Any]:
-        return {"schedules": _settings(schedules, parts, loop)}
+        return {"schedules": _settings(parts, loop)}
 
     return schedule_callback("lr_chained", id, Schedule(build, settings), step_on)
 
 
-def _parts(owner: str, schedules: Any) -> list[Schedule]:
+def _parts(owner: str, schedules: Any) -> list[Callback]:
     if not isinstance(schedules, (list, tuple)):
         raise TypeError(
             f"{owner}: schedules is a list of what functions such as lr_step(...) return, not {schedules!r}"
         )
     if not schedules:
         raise ValueError(f"{owner}: there are no schedules")
-    for callback in schedules:
-        if not isinstance(callback, Callback) or not isinstance(callback.source, Schedule):
-            raise TypeError(f"{owner}: {callback!r} is not a schedule such as lr_step(...) returns")
-        if callback.kind == "lr_reduce_on_plateau":
-            raise TypeError(
-                f"{owner}: lr_reduce_on_plateau steps on a score, so it can't be a part of another schedule"
-            )
-    return [callback.source for callback in schedules]
+    return [_part(owner, schedule) for schedule in schedules]
 
 
-def _settings(schedules: Sequence[Callback], parts: Sequence[Schedule], loop: Loop) -> list[dict[str, Any]]:
-    return [{"kind": callback.kind, **part.settings(loop)} for callback, part in zip(schedules, parts, strict=True)]
+def _part(owner: str, schedule: Any) -> Callback:
+    made = schedule.as_callback() if hasattr(schedule, "as_callback") and not isinstance(schedule, type) else schedule
+    if not isinstance(made, Callback) or not isinstance(made.source, Schedule):
+        raise TypeError(f"{owner}: {schedule!r} is not a schedule such as lr_step(...) returns")
+    if made.kind == "lr_reduce_on_plateau":
+        raise TypeError(f"{owner}: lr_reduce_on_plateau steps on a score, so it can't be a part of another schedule")
+    return made
+
+
+def _settings(parts: Sequence[Callback], loop: Loop) -> list[dict[str, Any]]:
+    return [{"kind": part.kind, **part.source.settings(loop)} for part in parts]

@@ -16,7 +16,7 @@ from ..context import Context
 from ..errors import StateDictError, noting
 from ..identity import compare
 from ..loop import Loop
-from ..record import evolve
+from ..record import evolve, tree_map
 from ..stages import Callback, when
 from .checks import check_choice
 from .windows import updates
@@ -57,7 +57,8 @@ class Schedule:
 
 def schedule_of(cls: Callable[..., Any], **arguments: Any) -> Schedule:
     """The schedule of a scheduler class and its arguments."""
-    settings = to_plain(arguments)
+    # As lists, tensors can be compared.
+    settings = to_plain(tree_map(lambda leaf: leaf.tolist() if isinstance(leaf, Tensor) else leaf, arguments))
     return Schedule(lambda optimizer, loop: cls(optimizer, **arguments), lambda loop: settings)
 
 

@@ -143,16 +143,17 @@ def boundary(ctx: Context, stage: str) -> Context:
     """
     if stage != ctx.running or stage not in BOUNDARIES:
         raise ValueError(
-            f"boundary: {stage!r} has no boundary here, where hooks of {ctx.running!r} are running; only the stage that is "
-            f"running has one, and only {', '.join(BOUNDARIES)}"
+            f"boundary: {stage!r} has no boundary here, where hooks of {ctx.running!r} are running; only the stage "
+            f"that is running has one, and only {', '.join(BOUNDARIES)}"
         )
     return after(ctx, stage)
 
 
-def after(ctx: Context, stage: str) -> Context:
-    """What the stage that follows ``stage`` starts from."""
+def after(ctx: Context, stage: str, **changes: Any) -> Context:
+    """What the stage that follows ``stage`` starts from, with other ``changes``."""
     step_valid = ctx.step_valid if stage == "batch_valid_end" else 0
-    return evolve(ctx, stage=stage, step_valid=step_valid, batch=(), y_hats=(), grads=(), running=())
+    changes |= {"stage": stage, "step_valid": step_valid, "batch": (), "y_hats": (), "grads": (), "running": ()}
+    return evolve(ctx, **changes)
 
 
 def check_boundary(ctx: Context, function: str) -> None:
@@ -166,8 +167,8 @@ def check_boundary(ctx: Context, function: str) -> None:
     if any(getattr(ctx, name) != () for name in STEP_SCOPED):
         raise ValueError(
             f"{function} takes a context from between two stages; this one was taken by a hook of stage "
-            f"{ctx.running!r} (epoch {ctx.epoch}, step {ctx.step}), after which other hooks and the batch go on. The last "
-            "hook of a stage can take boundary(ctx, stage) instead"
+            f"{ctx.running!r} (epoch {ctx.epoch}, step {ctx.step}), after which other hooks and the batch go on. The "
+            "last hook of a stage can take boundary(ctx, stage) instead"
         )
 
 

@@ -53,7 +53,7 @@ def _states() -> tuple[Any, Any]:
 class _NumpyState(ctypes.Structure):
     """numpy's ``mt19937_state``."""
 
-    _fields_ = [("key", ctypes.c_uint32 * 624), ("position", ctypes.c_int)]  # noqa: RUF012
+    _fields_ = [("key", ctypes.c_uint32 * 624), ("position", ctypes.c_int)]
 
 
 def _python_counter(generator: random.Random) -> Any:

@@ -81,19 +81,21 @@ class FastGroup:
             return None
         keys = self.slots_of(values, self.flags)
         try:
-            columns = [[params[name] for name in names], *([slots[name][key] for name in names] for key in keys)]
+            columns: Columns = [
+                [params[name] for name in names],
+                *([slots[name][key] for name in names] for key in keys),
+            ]
         except KeyError:
             return None
-        if not (self._made(names, columns) or self._all_fit(names, keys, columns)):
-            return None
-        new_params, *new_slots = made = self.kernel(values, self.flags, own_grads, columns)
+        if not self._made(names, columns):
+            if not self._all_fit(names, keys, columns):
+                return None
+            columns = [_shared(c) if key == "step" else c for key, c in zip(("", *keys), columns)]
+        new_params, *new_columns = made = self.kernel(values, self.flags, own_grads, columns)
         self._last = names, made
         # There are no rows where the kernel has no slots.
-        rows = zip(names, zip(*new_slots, strict=True), strict=False)
-        return (
-            dict(zip(names, new_params, strict=True)),
-            {name: slots[name] | dict(zip(keys, row, strict=True)) for name, row in rows},
-        )
+        new_slots = {name: slots[name] | dict(zip(keys, row)) for name, row in zip(names, zip(*new_columns))}
+        return dict(zip(names, new_params)), new_slots
 
     def release(self) -> None:
         self._last = (), ()
@@ -272,7 +274,15 @@ def _sgd_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> 
     return params, *buffers
 
 
+def _shared(steps: Column) -> Column:
+    """One counter for all parameters, where they have made the same number of steps."""
+    return [steps[0]] * len(steps) if len({step.item() for step in steps}) == 1 else steps
+
+
 def _counted(steps: Column) -> Column:
+    first = steps[0]
+    if all(step is first for step in steps):
+        return [first + 1] * len(steps)
     return torch._foreach_add(steps, _ONE, alpha=1)
 
 

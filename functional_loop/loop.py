@@ -194,8 +194,7 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
         loop: what to train.
         seed: any integer; everything random in the run is a function of it.
         optimizer_state_from: an ordinary torch optimizer over the parameters of ``loop.network``, in mid-flight: its
-        state
-            and hyperparameters are copied, so that training goes on where a hand-written loop left off.
+            state and hyperparameters are copied, so that training goes on where a hand-written loop left off.
 
     Raises:
         ValueError: a lazy network, an optimizer that does not fit the network.

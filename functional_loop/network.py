@@ -83,9 +83,7 @@ class FunctionalNetwork:
 
 def check_network(module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
-        raise ValueError(
-            "the network is a TorchScript module, whose tensors can't be swapped: give the original module"
-        )
+        raise TypeError("the network is a TorchScript module, whose tensors can't be swapped: give the original module")
     lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if lazy:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 import threading
@@ -103,7 +104,7 @@ class torch_seeded:  # noqa: N801  (a context manager, named like the function t
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._generators = [torch.default_generator, *_cuda_generators()]
+        self._generators = (torch.default_generator, *_cuda_generators())
         self._states = [generator.get_state() for generator in self._generators]
         for generator in self._generators:
             generator.manual_seed(self._seed)
@@ -112,6 +113,14 @@ class torch_seeded:  # noqa: N801  (a context manager, named like the function t
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
         self._lock.release()
+
+
+# A process forked while another thread is in such a region would have a lock that nobody in it can release.
+os.register_at_fork(
+    before=torch_seeded._lock.acquire,
+    after_in_parent=torch_seeded._lock.release,
+    after_in_child=torch_seeded._lock.release,
+)
 
 
 def _cuda_generators() -> tuple[torch.Generator, ...]:

@@ -73,8 +73,7 @@ class Callback:
         weight: callbacks run by ascending weight within a stage, equal weights in the order of the loop's list.
         kind: the class of the callback, which is part of its identity: a state saved by one kind is refused by another.
         resume: run when a run is entered after ``begin``, in a process that may be new; for effects, like ``exit``:
-        what
-            it returns is checked and dropped.
+            what it returns is checked and dropped.
         volatile: its state is kept over restarts but is not the same in every run (a clock's): it is no part of the
             digest nor of the run's identity, and the callback may come and go.
         source: what the callback was made from, for others to find; ``None`` if it is pure.

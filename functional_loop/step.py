@@ -77,24 +77,33 @@ class Step:
             {name: grad for name, grad in zip(trainable, grads, strict=True) if grad is not None},
         )
 
-    def update(self, found: Gradients, optimizer_state: Any, again: Callable[[Tensors, Tensors], Gradients]) -> Any:
+    def update(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        grads: Tensors,
+        optimizer_state: Any,
+        loss: Tensor,
+        again: Callable[[Tensors, Tensors], Gradients],
+    ) -> tuple[Tensors, Any, Tensors]:
         """New parameters, optimizer state and buffers.
 
         ``again(params, buffers)`` evaluates the batch at other parameters, for optimizers that ask for it (LBFGS);
         every evaluation goes on with the buffers of the one before, as it does with a module.
         """
         if not self.optimizer.needs_closure:
-            return *self.updater(found.grads, optimizer_state, found.params, None), found.buffers
-        buffers, pending = found.buffers, [found]
+            return *self.updater(grads, optimizer_state, params, None), buffers
+        pending: list[tuple[Tensor, Tensors]] = [(loss, grads)]
 
         def closure(params: Tensors) -> tuple[Tensor, Tensors]:
             nonlocal buffers
-            result = pending.pop() if pending else again(params, buffers)
+            if pending:
+                return pending.pop()
+            result = again(params, buffers)
             buffers = result.buffers
             return result.loss, result.grads
 
-        params, state = self.updater(found.grads, optimizer_state, found.params, closure)
-        return params, state, buffers
+        return *self.updater(grads, optimizer_state, params, closure), buffers
 
     def evaluate(self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], x: Any, seed: int) -> Any:
         """Outputs in evaluation mode, without a graph; whatever the network does to its buffers is dropped."""

@@ -71,7 +71,8 @@ def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
     return result
 
 
-def _place(ctx: Context | Draft) -> str:
+def _place(at: Context | Draft) -> str:
+    ctx = at.context() if isinstance(at, Draft) else at
     return f"epoch {ctx.epoch}, step {ctx.step}" + (f", validation step {ctx.step_valid}" if ctx.step_valid else "")
 
 
@@ -125,13 +126,17 @@ def train_batch(step: Step, ctx: Context, batch: Batch, last: bool, probe: bool)
     """
     loop = ctx.loop
     draft = Draft(ctx)
-    draft.set(batch=to_device(batch, loop.device), step=ctx.step + 1, global_step=ctx.global_step + 1)
+    draft.changes = {
+        "batch": to_device(batch, loop.device),
+        "step": ctx.step + 1,
+        "global_step": ctx.global_step + 1,
+    }
     draft.run_hooks("batch_begin")
-    found = _gradients(step, draft, draft.params, draft.buffers, probe)
+    found = _gradients(step, draft, draft["params"], draft["buffers"], probe)
     position = ctx.step % loop.accumulate + 1
     updates = last or position == loop.accumulate
-    sums = found.grads if loop.accumulate == 1 else _add(draft.accumulated, found.grads, draft.trainable)
-    draft.set(
+    sums = found.grads if loop.accumulate == 1 else _add(draft["accumulated"], found.grads, draft["trainable"])
+    draft.changes.update(
         params=found.params,
         buffers=found.buffers,
         y_hats=found.y_hats,
@@ -141,45 +146,44 @@ def train_batch(step: Step, ctx: Context, batch: Batch, last: bool, probe: bool)
         measures=_measure(draft, found.y_hats),
     )
     if draft.run_hooks("after_backward"):
-        _check_grads(draft.grads, draft.params)
+        _check_grads(draft["grads"], draft["params"])
     if updates:
-        _update(step, draft, found)
+        _update(step, draft)
     draft.run_hooks("batch_end")
     return draft.after("batch_end")
 
 
 class Draft:
-    """A context in the making: changes are gathered, and a context is made of them only where a hook looks at it."""
+    """A context in the making: changes are gathered, and a context is made of them only where somebody looks at it."""
 
-    __slots__ = ("_changes", "_ctx")
+    __slots__ = ("_ctx", "changes")
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._changes: dict[str, Any] = {}
+        self.changes: dict[str, Any] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return self._changes[name] if name in self._changes else getattr(self._ctx, name)
+    def __getitem__(self, name: str) -> Any:
+        return self.changes[name] if name in self.changes else getattr(self._ctx, name)
 
-    def set(self, **changes: Any) -> None:
-        self._changes.update(changes)
+    def context(self) -> Context:
+        return evolve(self._ctx, **self.changes) if self.changes else self._ctx
+
+    def after(self, stage: str) -> Context:
+        return after(self._ctx, stage, **self.changes)
 
     def run_hooks(self, stage: str) -> bool:
         """Run the hooks of ``stage`` on the context as it is now; whether there are any."""
         if not self._ctx.loop.hooks[stage]:
             return False
-        self._ctx = _run_hooks(stage, evolve(self._ctx, **self._changes))
-        self._changes = {}
+        self._ctx = _run_hooks(stage, self.context())
+        self.changes = {}
         return True
 
-    def after(self, stage: str) -> Context:
-        self.set(batch=(), y_hats=(), grads=(), running=(), stage=stage)
-        return evolve(self._ctx, **self._changes)
 
-
-def _gradients(step: Step, ctx: Draft, params: Tensors, buffers: Tensors, probe: bool = False) -> Gradients:
-    seed = fold_in(ctx.seed, "step", ctx.global_step)
-    with noting(lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({_place(ctx)})"):
-        return step.gradients(params, buffers, ctx.trainable, ctx.batch, seed, probe)
+def _gradients(step: Step, draft: Draft, params: Tensors, buffers: Tensors, probe: bool = False) -> Gradients:
+    seed = fold_in(draft["seed"], "step", draft["global_step"])
+    with noting(lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({_place(draft)})"):
+        return step.gradients(params, buffers, draft["trainable"], draft["batch"], seed, probe)
 
 
 def _check_grads(grads: Any, params: Tensors) -> None:
@@ -199,22 +203,26 @@ def _add(sums: Tensors | tuple[()], grads: Tensors, trainable: tuple[str, ...]) 
     return {**kept, **{name: kept[name] + grad if name in kept else grad for name, grad in grads.items()}}
 
 
-def _update(step: Step, draft: Draft, found: Gradients) -> None:
-    found = found._replace(grads=draft.grads, params=draft.params, buffers=draft.buffers)
+def _update(step: Step, draft: Draft) -> None:
     with noting(lambda: f"in the optimizer, between 'after_backward' and 'batch_end' ({_place(draft)})"):
         params, optimizer_state, buffers = step.update(
-            found, draft.optimizer_state, lambda params, buffers: _gradients(step, draft, params, buffers)
+            draft["params"],
+            draft["buffers"],
+            draft["grads"],
+            draft["optimizer_state"],
+            draft["last_loss"],
+            again=lambda params, buffers: _gradients(step, draft, params, buffers),
         )
-    draft.set(params=params, optimizer_state=optimizer_state, buffers=buffers)
+    draft.changes.update(params=params, optimizer_state=optimizer_state, buffers=buffers)
 
 
-def _measure(ctx: Draft, y_hats: Any) -> Any:
-    running = ctx.measures["train"]
-    if not ctx.loop.measures_train or running == ():
-        return ctx.measures
-    with noting(lambda: f"in the training scores ({_place(ctx)})"):
-        running = measures.accumulate(ctx.loop.measures_train, running, first_output(y_hats), ctx.batch.y)
-    return {**ctx.measures, "train": running}
+def _measure(draft: Draft, y_hats: Any) -> Any:
+    running, measures_train = draft["measures"], draft["loop"].measures_train
+    if not measures_train or running["train"] == ():
+        return running
+    with noting(lambda: f"in the training scores ({_place(draft)})"):
+        rows = measures.accumulate(measures_train, running["train"], first_output(y_hats), draft["batch"].y)
+    return {**running, "train": rows}
 
 
 def _score_train(ctx: Context) -> Context:

@@ -6,11 +6,11 @@ import doctest
 import importlib
 import pkgutil
 
-import functional_loop.callbacks
 import pytest
 
 import bench
 import functional_loop
+import functional_loop.callbacks
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from functional_loop.callbacks import history
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import functional_loop as fl
+from functional_loop.callbacks import history
+from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
 from functional_loop.learner import TorchClassifier, TorchRegressor
 from tests.learners import FEATURES, ROWS, X, Y, classifier, data, noisy, same
 

@@ -9,11 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from functional_loop.callbacks import history
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
-from functional_loop.callbacks.descriptor import TorchCallback
-from functional_loop.callbacks.early_stopping import early_stopping
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -21,6 +16,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 import functional_loop as fl
+from functional_loop.callbacks import history
+from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
+from functional_loop.callbacks.descriptor import TorchCallback
+from functional_loop.callbacks.early_stopping import early_stopping
 from functional_loop.learner import TorchClassifier, TorchRegressor
 
 X = np.random.default_rng(0).normal(size=(24, 3))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+
+import functional_loop as fl
 from functional_loop.callbacks.callback_set import CallbackSet
 from functional_loop.callbacks.descriptor import TorchCallback
 from functional_loop.callbacks.history import history
-
-import functional_loop as fl
 from functional_loop.testing import check_callback
 from tests.callbacks.objects import CallbackSetBatches, CallbackSetCounter, doing
 from tests.hooks import CALLBACKS

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from functional_loop.callbacks.callback_set import CallbackSet
-
 import functional_loop as fl
+from functional_loop.callbacks.callback_set import CallbackSet
 
 
 class CallbackSetCounter(CallbackSet):

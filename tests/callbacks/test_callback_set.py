@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.descriptor import TorchCallback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import functional_loop as fl
+from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.descriptor import TorchCallback
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import CallbackSetBatches, CallbackSetCounter, doing, watching
 from tests.sample_loops import full_loop, make_loop, raising, recorder

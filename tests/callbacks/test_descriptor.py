@@ -12,13 +12,13 @@ from typing import Any
 import attrs
 import pytest
 import torch
+
+import functional_loop as fl
 from functional_loop.callbacks.callback_set import CallbackSet
 from functional_loop.callbacks.descriptor import TorchCallback, describe
 from functional_loop.callbacks.history import history
 from functional_loop.callbacks.packages import require, what_installs
 from functional_loop.callbacks.param_set import Param, ParamSet
-
-import functional_loop as fl
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import CallbackSetBatches, digests
 from tests.sample_loops import counter, full_loop, make_loop

@@ -9,6 +9,9 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
+
+import functional_loop as fl
+from functional_loop import callbacks
 from functional_loop.callbacks.callback_set import CallbackSet
 from functional_loop.callbacks.descriptor import TorchCallback
 from functional_loop.callbacks.dictionary import (
@@ -21,8 +24,6 @@ from functional_loop.callbacks.dictionary import (
     torch_callbacks,
 )
 from functional_loop.callbacks.history import history
-
-import functional_loop as fl
 from tests.callbacks.objects import CallbackSetBatches
 from tests.sample_loops import counter, make_loop
 
@@ -56,6 +57,47 @@ def test_every_shipped_callback_can_be_looked_up_and_is_described() -> None:
         assert descriptor.label
         assert descriptor.generator.__doc__
     assert [row["key"] for row in torch_callbacks.table()] == list(torch_callbacks)
+
+
+# What the required parameters of the shipped callbacks may be.
+REQUIRED: dict[str, dict[str, Any]] = {
+    "checkpoint": {"path": "checkpoints"},
+    "clip_grad_norm": {"max_norm": 1.0},
+    "clip_grad_value": {"clip_value": 1.0},
+    "csv_log": {"path": "log.csv"},
+    "early_stopping": {"patience": 2},
+    "json_log": {"path": "log.jsonl"},
+    "lambda_callback": {"on_end": print},
+    "lr_chained": {"schedules": [t_clbk("lr_linear")]},
+    "lr_cosine_annealing": {"T_max": 2},
+    "lr_cyclic": {"base_lr": 0.1, "max_lr": 0.2},
+    "lr_exponential": {"gamma": 0.9},
+    "lr_lambda": {"lr_lambda": float},
+    "lr_multi_step": {"milestones": [2]},
+    "lr_multiplicative": {"lr_lambda": float},
+    "lr_one_cycle": {"max_lr": 0.1},
+    "lr_sequential": {"schedules": [t_clbk("lr_linear"), t_clbk("lr_step", step_size=2)], "milestones": [3]},
+    "lr_step": {"step_size": 2},
+    "lr_warm_restarts": {"T_0": 2},
+    "swa": {"start": 1},
+    "tb": {"path": "events"},
+    "timer": {"max_time": "1h"},
+    "unfreeze": {"starting_weights": "*", "unfreeze": []},
+}
+
+
+def test_every_shipped_callback_can_be_made_and_has_the_weight_of_the_table() -> None:
+    weights = {row["key"]: row["weight"] for row in torch_callbacks.table()}
+    for key in torch_callbacks:
+        made = t_clbk(key, **REQUIRED.get(key, {})).generate()
+        assert made.id == key
+        assert made.weight == weights[key]
+
+
+def test_everything_that_ships_is_in_the_dictionary() -> None:
+    not_callbacks = {"averaged", "to_frame", "callback_set", "torch_callback", "torch_callbacks", "as_lr_scheduler"}
+    functions = {name for name in callbacks.__all__ if name[0].islower() and not name.startswith(("as_", "t_clbk"))}
+    assert functions - not_callbacks == set(torch_callbacks)
 
 
 def test_a_key_gives_a_descriptor_that_trains() -> None:

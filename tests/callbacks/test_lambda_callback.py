@@ -34,8 +34,9 @@ def test_functions_can_write_to_the_context() -> None:
 
 def test_weight_and_id() -> None:
     seen: list[str] = []
-    late = lambda_callback(id="late", weight=1.0, on_epoch_end=lambda ctx: seen.append("late"))
-    early = lambda_callback(id="early", weight=-1.0, on_epoch_end=lambda ctx: seen.append("early"))
+    late = lambda_callback(id="late", on_epoch_end=lambda ctx: seen.append("late"))
+    early = lambda_callback(id="early", on_epoch_end=lambda ctx: seen.append("early"))
+    late.weight, early.weight = 1.0, -1.0
     loop = make_loop(epochs=1, callbacks=[late, early])
     fl.train(fl.init(loop))
     assert seen == ["early", "late"]

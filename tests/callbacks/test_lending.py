@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from functional_loop.callbacks.lending import lend, lend_tree, was_written
 from torch import Tensor
 
+from functional_loop.callbacks.lending import lend, lend_tree, was_written
 from functional_loop.record import tree_equal
 
 WRITES: dict[str, Callable[[Tensor], object]] = {

@@ -8,6 +8,7 @@ import pytest
 from torch.optim import lr_scheduler as torchs
 
 import functional_loop as fl
+from functional_loop.callbacks.dictionary import t_clbk
 from functional_loop.callbacks.lr_composed import lr_chained, lr_sequential
 from functional_loop.callbacks.lr_custom import lr_lambda
 from functional_loop.callbacks.lr_cycles import lr_cyclic, lr_one_cycle
@@ -112,3 +113,11 @@ def test_a_run_that_began_with_other_parts_is_refused() -> None:
 def test_bad_arguments_are_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_parts_may_be_descriptors() -> None:
+    described = [t_clbk("lr_linear", total_iters=2), t_clbk("lr_exponential", gamma=0.8)]
+    made = [lr_linear(total_iters=2), lr_exponential(0.8)]
+    for make in (lr_chained, lambda parts: lr_sequential(parts, [2])):
+        digests = {fl.digest(fl.train(fl.init(loop_of(callbacks=[make(parts)])))) for parts in (described, made)}
+        assert len(digests) == 1

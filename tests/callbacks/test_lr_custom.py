@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torchs
@@ -143,6 +144,16 @@ def test_a_run_that_began_with_other_arguments_is_refused() -> None:
     here = fl.load_state_dict(fl.init(loop_of(callbacks=[make(gamma=0.8)])), fl.state_dict(ctx))
     with pytest.raises(fl.StateDictError, match=r"gamma: 0\.9 in what was saved, 0\.8 here"):
         fl.train(here)
+
+
+def test_arguments_may_be_tensors() -> None:
+    make = as_lr_scheduler(Foreign)
+    ctx = fl.train(fl.init(loop_of(callbacks=[make(gamma=torch.tensor([0.9]))])), steps=2)
+    resumed = fl.load_state_dict(fl.init(loop_of(callbacks=[make(gamma=torch.tensor([0.9]))])), fl.state_dict(ctx))
+    assert fl.digest(fl.train(resumed)) == fl.digest(fl.train(ctx))
+    other = fl.load_state_dict(fl.init(loop_of(callbacks=[make(gamma=torch.tensor([0.8]))])), fl.state_dict(ctx))
+    with pytest.raises(fl.StateDictError, match="gamma/0"):
+        fl.train(other)
 
 
 def test_bad_arguments_are_refused() -> None:

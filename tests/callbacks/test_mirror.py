@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from functional_loop.callbacks.callback_set import CallbackSet
 from torch import nn
 
 import functional_loop as fl
+from functional_loop.callbacks.callback_set import CallbackSet
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import digests, doing, watching
 from tests.loops import OPTIMIZERS

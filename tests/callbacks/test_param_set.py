@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Protocol, T
 
 import pytest
 import torch
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.param_set import REQUIRED, Param, ParamSet, Values, fits, params_of
 from hypothesis import given
 from hypothesis import strategies as st
+
+from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.param_set import REQUIRED, Param, ParamSet, Values, fits, params_of
 
 if TYPE_CHECKING:
     from somewhere import Something  # type: ignore[import-not-found]
@@ -104,7 +105,6 @@ T = TypeVar("T")
         (Shape, [1, object()], []),
         (T, [1, object()], []),
     ],
-    ids=str,
 )
 def test_values_fit_their_types(annotation: Any, fitting: list[Any], unfit: list[Any]) -> None:
     assert all(fits(value, annotation) for value in fitting)

@@ -20,7 +20,7 @@ def changing_subset(stage: str) -> fl.Callback:
         with fl.seeded(fl.fold_in(ctx.seed, "subset", ctx.global_step)):
             chosen = (torch.rand(len(ctx.params)) < 0.5).tolist()
         *names, last = ctx.params
-        return fl.evolve(ctx, trainable=(*(name for name, on in zip(names, chosen) if on), last))  # noqa: B905
+        return fl.evolve(ctx, trainable=(*(name for name, on in zip(names, chosen) if on), last))
 
     return fl.Callback("changing_subset", **{stage: choose})
 
