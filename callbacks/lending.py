@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,17 +38,32 @@ def was_written(lent: Tensor, original: Tensor) -> bool:
 
 def clone_tree(tree: Any) -> Any:
     """A copy of nested dicts, lists and tuples and of the tensors in them, which may have aliases outside of torch."""
-    if isinstance(tree, Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {key: clone_tree(value) for key, value in tree.items()}
-    return type(tree)(map(clone_tree, tree)) if isinstance(tree, (list, tuple)) else tree
+    return tree.detach().clone() if isinstance(tree, Tensor) else _map_children(clone_tree, tree)
 
 
 def lend_tree(tree: Any) -> Any:
     """`lend` for every tensor in nested dicts, lists and tuples, which are new."""
-    if isinstance(tree, Tensor):
-        return lend(tree)
+    return lend(tree) if isinstance(tree, Tensor) else _map_children(lend_tree, tree)
+
+
+def _map_children(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {key: lend_tree(value) for key, value in tree.items()}
-    return type(tree)(map(lend_tree, tree)) if isinstance(tree, (list, tuple)) else tree
+        return {key: function(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        # A named tuple is made from one argument for every field.
+        make = getattr(type(tree), "_make", type(tree))
+        return make([function(value) for value in tree])
+    return tree
+
+
+def tree_was_written(lent: Any, original: Any) -> bool:
+    """`was_written` for a tree that `lend_tree` made of ``original``: any tensor, key, length or value."""
+    if isinstance(lent, Tensor) and isinstance(original, Tensor):
+        return was_written(lent, original)
+    if isinstance(lent, dict) and isinstance(original, dict):
+        return lent.keys() != original.keys() or any(tree_was_written(lent[key], original[key]) for key in lent)
+    if isinstance(lent, (list, tuple)) and isinstance(original, (list, tuple)):
+        return len(lent) != len(original) or any(map(tree_was_written, lent, original))
+    if isinstance(lent, Tensor) or isinstance(original, Tensor):
+        return True
+    return lent is not original and bool(lent != original)

@@ -12,7 +12,7 @@ from ..context import Context
 from ..loop import Loop
 from ..network import private_copy
 from ..record import evolve
-from .lending import clone_tree, lend, lend_tree, was_written
+from .lending import clone_tree, lend, lend_tree, tree_was_written, was_written
 
 
 class Mirror:
@@ -28,6 +28,9 @@ class Mirror:
         self._optimizer: torch.optim.Optimizer | None = None
         self._params: dict[str, nn.Parameter] = {}
         self._buffers: dict[str, Tensor] = {}
+        self._parts: list[nn.Module] = []
+        self._containers: list[dict[str, Any]] = []
+        self._noted_members: list[tuple[str, int]] = []
         self._slots_shown = False
         self._groups: list[dict[str, Any]] = []
 
@@ -36,6 +39,7 @@ class Mirror:
             self._network = _with_own_tensors(self.loop)
             self._params = dict(self._network.named_parameters())
             self._buffers = dict(self._network.named_buffers())
+            self._note_members(self._network)
             self._show_network(ctx, training)
         return self._network
 
@@ -60,6 +64,16 @@ class Mirror:
                 for key, value in values.items():
                     group[key] = tuple(value) if isinstance(group[key], tuple) else lend_tree(value)
             self._note_groups(self._optimizer)
+
+    def _note_members(self, network: nn.Module) -> None:
+        """Remember what the network consists of, to see at little cost that nothing has been replaced."""
+        # Kept, so that no new module gets the id of an old one.
+        self._parts = list(network.modules())
+        self._containers = [c for part in self._parts for c in (part._parameters, part._buffers, part._modules)]
+        self._noted_members = self._members()
+
+    def _members(self) -> list[tuple[str, int]]:
+        return [(name, id(member)) for container in self._containers for name, member in container.items()]
 
     def _note_groups(self, optimizer: torch.optim.Optimizer) -> None:
         self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -115,9 +129,9 @@ class Mirror:
         slots = state["slots"]
         if self._slots_shown:
             shown = {name: optimizer.state[p] for name, p in self._params.items() if p in optimizer.state}
-            if _differ(shown, slots):
+            if tree_was_written(shown, slots):
                 slots = {name: clone_tree(dict(slot)) for name, slot in shown.items()}
-        if slots is state["slots"] and not _differ(groups, state["groups"]):
+        if slots is state["slots"] and not tree_was_written(groups, state["groups"]):
             return {}
         return {"optimizer_state": {"groups": groups, "slots": slots}}
 
@@ -128,6 +142,8 @@ class Mirror:
             ValueError: the network has other parameters or buffers than before.
         """
         assert self._network is not None
+        if self._members() == self._noted_members:
+            return
         for known, named in ((self._params, "named_parameters"), (self._buffers, "named_buffers")):
             found: dict[str, Tensor] = dict(getattr(self._network, named)())
             for name in found.keys() ^ known.keys():
@@ -137,6 +153,7 @@ class Mirror:
                     _replace(self._network, tensor, known[name])
                     known[name].data = taken(tensor, known[name], name)
                     known[name].requires_grad_(tensor.requires_grad)
+        self._note_members(self._network)
 
     def _checked_groups(self, optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The hyperparameters of the groups.
@@ -183,16 +200,6 @@ def taken(written: Tensor, before: Tensor, name: str) -> Tensor:
             raise ValueError(f"{name!r} has {what} {getattr(before, what)}, but was set to {getattr(written, what)}")
     # A copy at once: the callback may have an alias of it outside of torch, where copy-on-write sees no write.
     return written.detach().clone()
-
-
-def _differ(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return was_written(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() != b.keys() or any(_differ(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) != len(b) or any(map(_differ, a, b))
-    return bool(a != b) if not isinstance(a, Tensor) and not isinstance(b, Tensor) else True
 
 
 def _with_own_tensors(loop: Loop) -> nn.Module:

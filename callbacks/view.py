@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..batch import as_batch
+from ..batch import Batch, as_batch
 from ..context import Context
-from ..record import did_you_mean, evolve, tree_equal, tree_map
-from .lending import clone_tree, lend_tree
+from ..record import did_you_mean, evolve
+from .lending import clone_tree, lend_tree, tree_was_written
 
 if TYPE_CHECKING:
     from .callback_set import CallbackSet
@@ -79,7 +80,7 @@ class ContextView:
             return getattr(self._ctx.loop, _OF_THE_LOOP[name])
         if name == "batch" and self._ctx.batch != ():
             if self._batch is None:
-                object.__setattr__(self, "_batch", tree_map(lend_tree, self._ctx.batch))
+                object.__setattr__(self, "_batch", _map_parts(lend_tree, self._ctx.batch))
             return self._batch
         if name in _WITH_TENSORS:
             return lend_tree(getattr(self._ctx, name))
@@ -110,8 +111,8 @@ class ContextView:
     def context(self) -> Context:
         """The pure context, with everything that has been written so far, in place or by field."""
         ctx: Context = self._mirror.changes(self._ctx)
-        if self._batch is not None and not tree_equal(self._batch, ctx.batch):
-            ctx = evolve(ctx, batch=tree_map(clone_tree, self._batch))
+        if self._batch is not None and tree_was_written(_parts(self._batch), _parts(ctx.batch)):
+            ctx = evolve(ctx, batch=_map_parts(clone_tree, self._batch))
         return ctx
 
     def __dir__(self) -> list[str]:
@@ -121,10 +122,18 @@ class ContextView:
         return f"<ctx at {self._ctx!r}>"
 
 
+def _parts(batch: Batch) -> tuple[Any, Any, Any]:
+    return batch.x, batch.y, batch.index
+
+
+def _map_parts(function: Callable[[Any], Any], batch: Batch) -> Batch:
+    return Batch(*map(function, _parts(batch)))
+
+
 def _checked(name: str, value: Any) -> Any:
     """A value for a field, as a copy that the callback can't reach."""
     if name == "batch":
-        return tree_map(clone_tree, as_batch(value))
+        return _map_parts(clone_tree, as_batch(value))
     kinds: dict[str, tuple[Any, str]] = {
         "terminate": (bool, "True or False"),
         "last_scores_train": (dict, "a dict of scores by measure id"),

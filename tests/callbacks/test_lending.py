@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from functional_loop.callbacks.lending import lend, lend_tree, was_written
+from functional_loop.callbacks.lending import clone_tree, lend, lend_tree, tree_was_written, was_written
 from functional_loop.record import tree_equal
 
 WRITES: dict[str, Callable[[Tensor], object]] = {
@@ -103,3 +104,35 @@ def test_a_tree_is_new_with_its_tensors_lent() -> None:
     lent["b"]["c"][0].fill_(9)
     lent["b"]["new"] = 1
     assert tree_equal(mine, {"a": [torch.ones(2), 1], "b": {"c": (torch.zeros(1), "x")}, "d": (), "e": None})
+
+
+class Outputs(NamedTuple):
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+
+@pytest.mark.parametrize("copy", [lend_tree, clone_tree])
+def test_a_named_tuple_stays_one(copy: Callable[[Any], Any]) -> None:
+    mine = Outputs(torch.ones(2), torch.zeros(2))
+    copied = copy(mine)
+    assert type(copied) is Outputs
+    copied.mean.zero_()
+    assert mine.mean.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda tree: tree["a"][0].add_(1),
+        lambda tree: tree["a"].append(1),
+        lambda tree: tree["b"].pop("c"),
+        lambda tree: tree.update(d=1),
+        lambda tree: tree.update(d=torch.ones(1)),
+    ],
+)
+def test_a_tree_that_is_written_to_anywhere_is_found(write: Callable[[Any], object]) -> None:
+    mine = {"a": [torch.ones(2), 1], "b": {"c": torch.zeros(1)}, "d": float("nan")}
+    lent = lend_tree(mine)
+    assert not tree_was_written(lent, mine)
+    write(lent)
+    assert tree_was_written(lent, mine)
