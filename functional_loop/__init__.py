@@ -1,5 +1,6 @@
 """functional_loop: training as a pure function of one frozen record, ``train: Context -> Context``."""
 
+from . import testing
 from .context import Context, boundary
 from .data import Batch, BatchSource, as_batch, batches
 from .errors import CheckpointError, FunctionalLoopError, StateDictError, context_of
@@ -53,6 +54,7 @@ __all__ = [
     "seeded",
     "state_dict",
     "static",
+    "testing",
     "to_module",
     "to_optimizer",
     "train",

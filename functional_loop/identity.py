@@ -156,8 +156,13 @@ def _optimizer_differences(ctx: Context, sd: dict[str, Any]) -> Iterator[str]:
 
 
 def _callback_differences(ctx: Context, sd: dict[str, Any], strict: bool) -> Iterator[str]:
+    """Of the saved states, but for those of callbacks that are found to be others by the fingerprint."""
     kinds = {callback.id: callback.kind for callback in ctx.loop.callbacks}
+    told = sd["fingerprint"].get("callbacks") if strict else None
+    known = told if isinstance(told, dict) else {}
     for id, entry in {**sd["callbacks"], **sd["volatile"]}.items():
+        if id in known and known[id] != kinds.get(id):
+            continue
         if entry["kind"] != kinds.get(id, entry["kind"]):
             yield f"callbacks/{id}: of kind {entry['kind']!r} in what was saved, {kinds[id]!r} here"
         if strict and id in sd["callbacks"] and id not in kinds:

@@ -74,13 +74,11 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True) -> Cont
 
     Args:
         strict: with ``False`` callbacks may have come and gone: a state that no callback takes is dropped with a
-        warning,
-            a callback without a saved state starts afresh.
+            warning, a callback without a saved state starts afresh.
 
     Raises:
         StateDictError: the state dict belongs to another network, optimizer, data, measures or callbacks; every path
-        that
-            differs is listed. Only values, and a longer ``epochs``, may differ.
+            that differs is listed. Only values, and a longer ``epochs``, may differ.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -91,7 +89,8 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True) -> Cont
     if not isinstance(sd, dict):
         raise TypeError(f"load_state_dict takes a state dict, not {type(sd).__name__}")
     if found := differences(ctx, sd, strict):
-        raise StateDictError("the state dict does not belong to this loop:", found)
+        advice = "" if differences(ctx, sd, strict=False) else " (strict=False lets callbacks come and go)"
+        raise StateDictError(f"the state dict does not belong to this loop{advice}:", found)
     device = ctx.loop.device
     names = {first: name for name, first in reversed(state_names(ctx.loop.template()).items())}
     saved = {**sd["buffers"], **{first: sd["network"][name] for first, name in names.items()}}

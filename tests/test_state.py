@@ -173,6 +173,16 @@ def test_loading_into_another_loop_is_refused_by_path(what: str) -> None:
     for words in expected:
         assert words in str(caught.value)
     assert caught.value.differences
+    of_callbacks = [line.split(":")[0] for line in caught.value.differences if line.startswith("callbacks/")]
+    assert len(set(of_callbacks)) == len(of_callbacks)
+
+
+def test_where_only_callbacks_came_or_went_the_error_says_how_to_load() -> None:
+    sd = fl.state_dict(middle())
+    for callbacks, helps in (([], True), ([counter(), counter("other")], True), ([kind_of("Other")], False)):
+        with pytest.raises(fl.StateDictError) as caught:
+            fl.load_state_dict(fl.init(full_loop(callbacks=callbacks)), sd)
+        assert ("strict=False" in str(caught.value)) is helps
 
 
 def test_all_differences_are_listed_at_once() -> None:

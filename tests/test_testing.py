@@ -172,8 +172,7 @@ def test_errors_of_the_callback_are_raised_as_they_are() -> None:
 WITHOUT_SHIM = """
 import sys, torch, functional_loop as fl
 torch.set_num_threads(1)
-from functional_loop.testing import check_callback
-check_callback(lambda: fl.Callback("nothing"))
+fl.testing.check_callback(lambda: fl.Callback("nothing"))
 assert not any(name.startswith("functional_loop.callbacks") for name in sys.modules)
 """
 
