@@ -31,6 +31,8 @@ class Mirror:
         self._parts: list[nn.Module] = []
         self._containers: list[dict[str, Any]] = []
         self._noted_members: list[tuple[str, int]] = []
+        self._mode: bool | None = None
+        self._modes: list[bool] = []
         self._slots_shown = False
         self._groups: list[dict[str, Any]] = []
 
@@ -79,9 +81,7 @@ class Mirror:
         self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
     def _show_network(self, ctx: Context, training: bool) -> None:
-        assert self._network is not None
-        if self._network.training is not training:
-            self._network.train(training)
+        self._show_mode(training)
         grads = ctx.grads or {}
         for name, parameter in self._params.items():
             parameter.data = lend(ctx.params[name])
@@ -89,6 +89,30 @@ class Mirror:
             parameter.grad = lend(grads[name]) if name in grads else None
         for name, buffer in self._buffers.items():
             buffer.data = lend(ctx.buffers[name])
+
+    def _show_mode(self, training: bool) -> None:
+        assert self._network is not None
+        if self._mode is not training or self._modes_now() != self._modes:
+            self._network.train(training)
+            self._mode, self._modes = training, self._modes_now()
+
+    def _modes_now(self) -> list[bool]:
+        return [part.training for part in self._parts]
+
+    def _check_modes(self) -> None:
+        """Raises a ValueError where a part was put into another mode than the network, which would have no effect."""
+        assert self._network is not None
+        now = self._modes_now()
+        # The network as a whole may be used in either mode: nobody would take that for a change of the run.
+        if now == self._modes or now[0] is not self._modes[0]:
+            return
+        names = (name for name, _ in self._network.named_modules())
+        changed = next(name for name, mode, before in zip(names, now, self._modes, strict=True) if mode is not before)
+        raise ValueError(
+            f"{changed!r} of ctx.network was put into {'training' if not self._mode else 'evaluation'} mode, which the "
+            "loop would not do: the mode of a part is no state of a run; a network that keeps a part in evaluation "
+            "mode does so in its method train()"
+        )
 
     def _show_slots(self, optimizer: torch.optim.Optimizer, ctx: Context) -> None:
         optimizer.state.clear()
@@ -107,6 +131,7 @@ class Mirror:
 
     def _network_changes(self, ctx: Context) -> dict[str, Any]:
         self._take_replaced()
+        self._check_modes()
         found: dict[str, Any] = {}
         for field, shown in (("params", self._params), ("buffers", self._buffers)):
             before = getattr(ctx, field)

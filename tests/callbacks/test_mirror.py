@@ -114,6 +114,33 @@ def test_the_network_is_in_the_mode_of_the_stage() -> None:
     assert all(modes == {stage not in VALIDATION} for stage, modes in seen)
 
 
+@pytest.mark.parametrize("stage", ["epoch_begin", "batch_end", "end"])
+def test_a_part_in_another_mode_is_refused_since_it_would_have_no_effect(stage: str) -> None:
+    with pytest.raises(ValueError, match=r"'1' of ctx\.network was put into evaluation mode.*its method train\(\)"):
+        train(by_object(stage, lambda ctx: ctx.network[1].eval()))
+
+
+def test_the_whole_network_may_be_used_in_either_mode() -> None:
+    def write(ctx: Any) -> None:
+        assert all(part.training for part in ctx.network.modules())
+        ctx.network.eval()
+
+    assert digests(by_object("batch_end", write)) == digests(make_loop())
+
+
+def test_a_network_that_keeps_a_part_in_evaluation_mode_is_shown_so() -> None:
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    callback, seen = watching(lambda ctx: [part.training for part in ctx.network], stages=("batch_end",))
+    ctx = train(make_loop(network=Frozen(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), callbacks=[callback]))
+    assert [modes for _, modes in seen] == [[True, False, True]] * 6
+    assert not ctx.buffers["1.num_batches_tracked"]
+
+
 def test_network_and_optimizer_stay_the_same_objects_and_the_parameters_too() -> None:
     callback, seen = watching(
         lambda ctx: (ctx.network, ctx.optimizer, *ctx.network.parameters(), *ctx.optimizer.param_groups[0]["params"])
