@@ -71,7 +71,8 @@ class Mirror:
         """Remember what the network consists of, to see at little cost that nothing has been replaced."""
         # Kept, so that no new module gets the id of an old one.
         self._parts = list(network.modules())
-        self._containers = [c for part in self._parts for c in (part._parameters, part._buffers, part._modules)]
+        kinds = ("_parameters", "_buffers", "_modules")
+        self._containers = [getattr(part, kind) for part in self._parts for kind in kinds]
         self._noted_members = self._members()
 
     def _members(self) -> list[tuple[str, int]]:
