@@ -17,9 +17,8 @@ from .plain import check_plain
 from .rng import fold_in, seeded
 
 _END = object()
-_readers: dict[
-    int, object
-] = {}  # who reads a loader with a state, by the id of the loader, which the reader keeps alive
+# Who reads a loader with a state, by the id of the loader, which the reader keeps alive.
+_readers: dict[int, object] = {}
 _EXACT = "batches(dataset, ...) resumes at once and exactly"
 
 
