@@ -156,14 +156,19 @@ def after(ctx: Context, stage: str, **changes: Any) -> Context:
     return evolve(ctx, **changes)
 
 
+def check_context(ctx: Context, function: str) -> None:
+    """Refuse what is not a context with a TypeError."""
+    if not isinstance(ctx, Context):
+        raise TypeError(f"{function} takes a Context, not {type(ctx).__name__}")
+
+
 def check_boundary(ctx: Context, function: str) -> None:
     """Refuse what is not a context, or one from inside a stage, which can't be continued from.
 
     Raises:
         TypeError, ValueError: as said.
     """
-    if not isinstance(ctx, Context):
-        raise TypeError(f"{function} takes a Context, not {type(ctx).__name__}")
+    check_context(ctx, function)
     if any(getattr(ctx, name) != () for name in STEP_SCOPED):
         raise ValueError(
             f"{function} takes a context from between two stages; this one was taken by a hook of stage "

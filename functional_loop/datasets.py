@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,15 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C in a terminal reaches all processes: a worker goes on, so that the run can stop at a batch.
+
+    SIGTERM, by which workers are ended, works again where the main process has a handler that workers inherit.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @attrs.frozen(eq=False)
 class DatasetSource(IndexedSource):
     """The rows of a map-style dataset; ``workers`` are the arguments of `DataLoader` about processes."""
@@ -90,6 +100,7 @@ class DatasetSource(IndexedSource):
                 batch_size=None,
                 sampler=keys,
                 pin_memory=self._pins,
+                worker_init_fn=_leave_signals_to_the_main_process,
                 generator=torch.Generator(),  # or it would draw the workers' seeds from the global one
                 **self.workers,
             )

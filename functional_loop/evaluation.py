@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import measures
-from .context import Context, first_output
+from .context import Context, check_context, first_output
 from .data import BatchSource, batches, to_device
 from .record import evolve
 from .walk import evaluate
@@ -22,6 +22,7 @@ def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float
     >>> sorted(fl.validate(fl.init(loop())))
     ['accuracy', 'cross_entropy']
     """
+    check_context(ctx, "validate")
     source = source if source is not None else ctx.loop.valid
     if source is None:
         raise ValueError("validate: the loop has no validation data; give a source: validate(ctx, batches(x, y))")
@@ -45,27 +46,31 @@ def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
         What the network returns (a tensor, tuple or dict), for all rows.
 
     Raises:
-        ValueError: a source that shuffles, or a batch size below 1.
+        ValueError: a source that shuffles, no rows, or a batch size below 1.
 
     >>> from functional_loop.examples.digits import loop
     >>> import torch, functional_loop as fl
     >>> fl.predict(fl.init(loop()), torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
+    check_context(ctx, "predict")
     if isinstance(x, BatchSource):
         source = x
         if (order := next((key for key in ("shuffle", "weighted") if x.fingerprint().get(key)), None)) is not None:
             raise ValueError(f"predict: the rows of this source come in a random order ({order}); make one without it")
     else:
-        source = batches(x, batch_size=_rows(x) if batch_size is None else batch_size)
+        rows = _rows(x)
+        source = batches(x, batch_size=max(rows, 1) if batch_size is None else batch_size)
     parts = [{"y_hat": y_hats, "y": ()} for y_hats, _ in _outputs(ctx, source)]
     return measures.concatenate(parts)["y_hat"]
 
 
 def _rows(x: Any) -> int:
     first = first_output(x)
-    if not hasattr(first, "shape") or not first.shape:
-        raise TypeError(f"predict takes a tensor, tuple or dict of tensors with rows, or batches(...), not {x!r}")
+    if isinstance(x, list) or not hasattr(first, "shape") or not first.shape:
+        raise TypeError(
+            f"predict takes a tensor, tuple or dict of tensors with rows, or batches(...), not {type(x).__name__}"
+        )
     return int(first.shape[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .context import Context
+from .context import Context, check_context
 from .loop import make_module
 from .network import private_copy
 
@@ -20,6 +20,7 @@ def to_module(ctx: Context) -> nn.Module:
     >>> all(torch.equal(p, ctx.params[name]) for name, p in module.named_parameters())
     True
     """
+    check_context(ctx, "to_module")
     network = ctx.loop.network
     module = private_copy(network) if isinstance(network, nn.Module) else make_module(network, ctx.seed)
     trainable = frozenset(ctx.trainable)
@@ -54,6 +55,7 @@ def to_optimizer(ctx: Context, module: nn.Module) -> torch.optim.Optimizer:
     >>> type(optimizer).__name__, optimizer.param_groups[0]["lr"]
     ('AdamW', 0.003)
     """
+    check_context(ctx, "to_optimizer")
     params: dict[str, torch.Tensor] = dict(module.named_parameters())
     for name in params.keys() ^ ctx.params.keys():
         raise ValueError(f"to_optimizer: parameter {name!r} is in only one of the module and the context")

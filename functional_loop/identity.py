@@ -37,8 +37,7 @@ _SCHEMA = {
 
 
 def fingerprint(loop: Loop) -> dict[str, Any]:
-    """What makes two loops the same run: plain values that a saved state must have in common with the loop it
-    continues.
+    """What a saved state must have in common with the loop that continues it, as plain values.
 
     Names, shapes and dtypes of the network, the optimizer's class and groups, the data, the measures, the callbacks
     that keep a state, and how a batch is computed. Values of parameters and hyperparameters and the number of epochs

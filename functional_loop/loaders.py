@@ -10,16 +10,15 @@ from typing import Any
 
 import attrs
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from .batch import Batch, BatchSource, as_batch, copied
 from .plain import check_plain
 from .rng import fold_in, seeded
 
 _END = object()
-_readers: dict[
-    int, object
-] = {}  # who reads a loader with a state, by the id of the loader, which the reader keeps alive
+# Who reads a loader with a state, by the id of the loader, which the reader keeps alive.
+_readers: dict[int, object] = {}
 _EXACT = "batches(dataset, ...) resumes at once and exactly"
 
 
@@ -124,7 +123,7 @@ def from_loader(loader: Any, *, to_batch: Callable[[Any], Any] | None = None) ->
     """Batches of a loader; see ``batches``."""
     if to_batch is not None and not callable(to_batch):
         raise TypeError(f"to_batch must be a function, not {to_batch!r}")
-    stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+    stateful = _has_state(loader) and not _skips_blindly(loader)
     if isinstance(loader, DataLoader):
         _check_data_loader(loader, stateful)
     length = _length(loader)
@@ -161,6 +160,19 @@ def _check_data_loader(loader: DataLoader[Any], stateful: bool) -> None:
                 f"the state of the {type(loader).__name__} doesn't hold the order of its {type(part).__name__}, "
                 f"so it can't resume; use shuffle=True, or batches(dataset, sampler=...)"
             )
+
+
+def _has_state(part: Any) -> bool:
+    return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+
+
+def _skips_blindly(loader: Any) -> bool:
+    """Whether a loader of torchdata is over a stream that has no state.
+
+    It then reads again from the start as we do, but counts what it skips twice, so that a second resume goes wrong.
+    """
+    dataset = getattr(loader, "dataset", None)
+    return isinstance(dataset, IterableDataset) and not _has_state(dataset) and not _has_state(iter(dataset))
 
 
 def _length(sized: Any) -> int | None:

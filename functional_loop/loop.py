@@ -39,7 +39,8 @@ def _as_callbacks(callbacks: Iterable[AsCallback]) -> tuple[Callback, ...]:
         raise TypeError(f"Loop: callbacks is a list of callbacks, not {callbacks!r}")
     for callback in callbacks:
         if isinstance(callback, type) or not callable(getattr(callback, "as_callback", None)):
-            raise TypeError(f"Loop: not a callback: {callback!r}; it needs a method as_callback()")
+            hint = "a Callback, such as Callback('name', epoch_end=hook), or an object with a method as_callback()"
+            raise TypeError(f"Loop: not a callback: {callback!r}; it takes {hint}")
     return tuple(callback.as_callback() for callback in callbacks)
 
 

@@ -46,8 +46,10 @@ def measure(
 
     Args:
         id: the name of the score.
-        fn: a function of predictions ``(rows, ...)`` and targets ``(rows, ...)`` that returns a number or scalar
-        tensor. minimize: whether lower is better; ``None`` if there is no better.
+        fn: a function of predictions ``(rows, ...)`` and targets ``(rows, ...)`` that returns a number or a tensor of
+            one element.
+        minimize: whether lower is better; ``None`` if there is no better.
+        init, update, compute: the mergeable form; ``compute`` returns what ``fn`` does.
 
     Raises:
         TypeError: neither form is given in full, or both are.
@@ -131,7 +133,16 @@ def scores(measures: Sequence[Measure], state: dict[str, Any]) -> dict[str, floa
     for m in measures:
         with noting(lambda m=m: f"in {m}"):  # type: ignore[misc]
             if m.compute is not None:
-                result[m.id] = float(m.compute(state["states"][m.id]))
+                result[m.id] = _as_float(m.compute(state["states"][m.id]))
             elif m.fn is not None and whole is not None:
-                result[m.id] = float(m.fn(whole["y_hat"], whole["y"]))
+                result[m.id] = _as_float(m.fn(whole["y_hat"], whole["y"]))
     return result
+
+
+def _as_float(score: Any) -> float:
+    if isinstance(score, torch.Tensor) and score.numel() != 1:
+        raise ValueError(f"a score is one number, not a tensor of shape {list(score.shape)}: take its mean")
+    try:
+        return float(score)
+    except (TypeError, ValueError):
+        raise TypeError(f"a score is a number or a tensor of one element, not {score!r}") from None

@@ -136,8 +136,7 @@ def _renormalised(module: nn.Module) -> Iterator[str]:
 
 
 def state_names(module: nn.Module) -> dict[str, str]:
-    """The names of ``module.state_dict()``, each with the first name of its tensor (they differ where tensors are
-    tied)."""
+    """The names of ``module.state_dict()``, each with the first name of its tensor, another one where it is tied."""
     first = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     return {name: first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
 

@@ -8,6 +8,7 @@ import torch
 
 _SCALARS = (int, float, bool, str, type(None))
 _TUPLE = "()"
+_SPARSE = "(sparse)"
 
 
 def check_plain(tree: Any, where: str) -> None:
@@ -39,7 +40,8 @@ def _unplain(node: Any, path: str) -> tuple[str, str] | None:
                 return f"{path}[{key!r}]", f"under a key of type {type(key).__name__}"
             if found := _unplain(value, f"{path}[{key!r}]"):
                 return found
-        return (path, f"a dict of the reserved key {_TUPLE!r}") if list(node) == [_TUPLE] else None
+        reserved = [key for key in (_TUPLE, _SPARSE) if list(node) == [key]]
+        return (path, f"a dict of the reserved key {reserved[0]!r}") if reserved else None
     if type(node) is list:
         for i, value in enumerate(node):
             if found := _unplain(value, f"{path}[{i}]"):
@@ -49,11 +51,16 @@ def _unplain(node: Any, path: str) -> tuple[str, str] | None:
 
 
 def encode(node: Any) -> Any:
-    """A tree as plain types alone: a tuple becomes ``{"()": [items]}``.
+    """A tree as plain types and dense tensors alone.
+
+    A tuple becomes ``{"()": [items]}``, and a sparse tensor ``{"(sparse)": {"indices": ..., "values": ...}}``.
 
     >>> encode({"loss": (), "y": (1, 2)})
     {'loss': {'()': []}, 'y': {'()': [1, 2]}}
     """
+    if isinstance(node, torch.Tensor) and node.is_sparse:
+        parts = {"indices": node._indices(), "values": node._values()}
+        return {_SPARSE: {**parts, "shape": list(node.shape), "coalesced": node.is_coalesced()}}
     if type(node) is tuple:
         return {_TUPLE: [encode(value) for value in node]}
     if type(node) is list:
@@ -72,5 +79,11 @@ def decode(node: Any) -> Any:
     if isinstance(node, dict):
         if list(node) == [_TUPLE] and isinstance(node[_TUPLE], list):
             return tuple(decode(value) for value in node[_TUPLE])
+        if list(node) == [_SPARSE]:
+            parts = node[_SPARSE]
+            size, coalesced = parts["shape"], parts["coalesced"]
+            return torch.sparse_coo_tensor(
+                parts["indices"], parts["values"], size, is_coalesced=coalesced, check_invariants=True
+            )
         return {key: decode(value) for key, value in node.items()}
     return [decode(value) for value in node] if isinstance(node, list) else node

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .context import Context, check_boundary
+from .context import Context, check_boundary, check_context
 from .errors import StateDictError
 from .identity import PLACE, TREES, VERSION, differences, fingerprint
 from .network import state_names
@@ -37,7 +37,8 @@ def state_dict(ctx: Context) -> StateDict:
     >>> sd["stage"], sd["global_step"], sd["optimizer"]["groups"][0]["lr"]
     ('batch_end', 3, 0.003)
     """
-    return {"version": VERSION, "fingerprint": fingerprint(ctx.loop), **_durable(ctx, "state_dict")}
+    durable = _durable(ctx, "state_dict")
+    return {"version": VERSION, "fingerprint": fingerprint(ctx.loop), **durable}
 
 
 def _durable(ctx: Context, function: str) -> StateDict:
@@ -67,10 +68,9 @@ def _slots(ctx: Context, volatile: bool) -> dict[str, Any]:
 
 
 def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True) -> Context:
-    """The context that ``sd`` was taken from, in the loop of ``ctx`` (a fresh ``init(loop)``); the seed is the saved
-    one.
+    """The context that ``sd`` was taken from, in the loop of ``ctx``, such as a fresh ``init(loop)``.
 
-    Neither argument is written to, and the tensors are copies.
+    The seed is the saved one. Neither argument is written to, and the tensors are copies.
 
     Args:
         strict: with ``False`` callbacks may have come and gone: a state that no callback takes is dropped with a
@@ -86,8 +86,14 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True) -> Cont
     >>> fl.digest(fl.load_state_dict(fl.init(loop()), fl.state_dict(ctx))) == fl.digest(ctx)
     True
     """
+    check_context(ctx, "load_state_dict")
     if not isinstance(sd, dict):
         raise TypeError(f"load_state_dict takes a state dict, not {type(sd).__name__}")
+    if sd and sd.keys().isdisjoint(PLACE):
+        raise StateDictError(
+            f"not a state dict of a Context: it has the keys {', '.join(map(repr, list(sd)[:3]))}. That of a module is "
+            "for the module with which the Loop is made"
+        )
     if found := differences(ctx, sd, strict):
         advice = "" if differences(ctx, sd, strict=False) else " (strict=False lets callbacks come and go)"
         raise StateDictError(f"the state dict does not belong to this loop{advice}:", found)
@@ -122,7 +128,7 @@ def _like(template: Tensor, saved: Tensor) -> Tensor:
 def _clone_slot(slot: Any, param: Tensor) -> Any:
     """A copy of the optimizer's state of a parameter, laid out as torch made it; step counters stay on the CPU."""
     if isinstance(slot, Tensor):
-        if slot.shape == param.shape and slot.dim():
+        if slot.shape == param.shape and slot.dim() and not slot.is_sparse:
             return torch.empty_like(param, dtype=slot.dtype).copy_(slot)
         return slot.detach().to(param.device if slot.dim() else slot.device, copy=True)
     if isinstance(slot, dict):

@@ -120,8 +120,11 @@ class Step:
         self.updater.release()
 
     def _leaves(self, params: Tensors, trainable: tuple[str, ...]) -> Tensors:
-        """What stands for the parameters in the network. Also in evaluation those that are trainable require gradients:
-        some kernels (of GRU, for one) round differently where none does."""
+        """What stands for the parameters in the network.
+
+        In evaluation too, those that are trainable require gradients: some kernels (of GRU, for one) round differently
+        where none does.
+        """
         leaves = {name: value.detach() for name, value in params.items()}
         for name in self.network.writes:
             leaves[name] = leaves[name].clone()
@@ -161,6 +164,8 @@ class Step:
             raise ValueError(
                 f"the loss must return a scalar tensor, not one of shape {list(loss.shape)}: take its mean"
             )
+        if loss.is_complex():
+            raise ValueError("the loss must be a real number, not a complex one: take its abs() or real part")
         if trainable and not loss.requires_grad:
             raise ValueError(
                 "the loss does not depend on any trainable parameter: nothing can be learnt from it "
@@ -176,8 +181,10 @@ class Step:
 
 
 def _backward(loss: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """As ``torch.autograd.grad(loss, leaves, allow_unused=True)``, without the checks of its arguments: on a small
-    network they cost a tenth of the step."""
+    """As ``torch.autograd.grad(loss, leaves, allow_unused=True)``, without the checks of its arguments.
+
+    On a small network they cost a tenth of the step.
+    """
     if _engine_run_backward is None:
         return torch.autograd.grad(loss, leaves, allow_unused=True)
     return _engine_run_backward(  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ import functional_loop
 
 from . import checkpoint_file
 from .checkpoint_file import NewerFormatError
-from .context import Context
+from .context import Context, check_boundary, check_context
 from .errors import CheckpointError, StateDictError
 from .identity import compare, fingerprint
 from .loop import Loop, init
@@ -109,6 +109,7 @@ class CheckpointStore:
             StateDictError: the folder holds another run; the differences are listed.
             ValueError: the scores of the loop do not say which checkpoint is the best one to keep.
         """
+        check_context(ctx, "check")
         self.retention.check(ctx.loop)
         self._check_run({"seed": ctx.seed, "fingerprint": fingerprint(ctx.loop)})
 
@@ -127,6 +128,7 @@ class CheckpointStore:
             CheckpointError: the file to be replaced is damaged, or belongs to another run.
             OSError: the file could not be written; what was saved before is unharmed.
         """
+        check_boundary(ctx, "save")
         self.retention.check(ctx.loop)
         state = state_dict(ctx)
         metadata = _describe(ctx, state)

@@ -234,7 +234,7 @@ WRONG = {
     "misspelt": (["project_loops.py:lop"], "did you mean 'loop'?"),
     "not a loop": (["project_loops.py:number"], "neither a Loop nor a function that makes one"),
     "arguments": (["project_loops.py:needs"], "a function of no arguments, but needs size, depth"),
-    "returns": (["project_loops.py:returns_text"], "must return a Loop, but returned a str"),
+    "returns": (["project_loops.py:returns_text"], "must return a Loop, not str"),
     "epochs": (["project_loops.py:loop", "--epochs", "-1"], "--epochs: must be an integer of at least 0, not '-1'"),
     "every": (["project_loops.py:loop", "--every-steps", "0"], "--every-steps: must be an integer of at least 1"),
     "seed": (["project_loops.py:loop", "--seed", "one"], "--seed: invalid int value: 'one'"),
@@ -289,6 +289,16 @@ def test_a_folder_of_something_else_is_refused(project: Path, capsys: pytest.Cap
         assert main(["train", "project_loops.py:loop", "--run", folder]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert [path.name for path in (project / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "project_loops.py:loop", "--run", "project_loops.py/run"]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert "--run project_loops.py/run can't be written to: Not a directory" in written.err
+    assert written.err.count("\n") == 1
 
 
 def test_a_run_with_another_seed_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

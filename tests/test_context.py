@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -23,6 +24,28 @@ def test_assignment_fails() -> None:
             setattr(ctx, field.name, None)
     with pytest.raises((attrs.exceptions.FrozenInstanceError, AttributeError)):
         ctx.new = 1
+
+
+TAKING_A_CONTEXT: dict[str, Callable[[Any], Any]] = {
+    "train": fl.train,
+    "iterate": fl.iterate,
+    "train_step": lambda ctx: fl.train_step(ctx, (torch.ones(4, 3), torch.ones(4, 2))),
+    "validate": fl.validate,
+    "predict": lambda ctx: fl.predict(ctx, torch.ones(4, 3)),
+    "state_dict": fl.state_dict,
+    "load_state_dict": lambda ctx: fl.load_state_dict(ctx, {}),
+    "digest": fl.digest,
+    "to_module": fl.to_module,
+    "to_optimizer": lambda ctx: fl.to_optimizer(ctx, torch.nn.Linear(3, 2)),
+    "save": lambda ctx: fl.CheckpointStore("never made").save(ctx),
+    "check": lambda ctx: fl.CheckpointStore("never made").check(ctx),
+}
+
+
+@pytest.mark.parametrize("function", TAKING_A_CONTEXT)
+def test_a_loop_is_no_context(function: str) -> None:
+    with pytest.raises(TypeError, match=f"{function} takes a Context, not Loop"):
+        TAKING_A_CONTEXT[function](make_loop())
 
 
 @pytest.mark.parametrize("library", [optree, torch_pytree])

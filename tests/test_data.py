@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -263,6 +265,26 @@ def test_global_random_numbers_are_neither_used_nor_moved(workers):
     assert torch.equal(torch.get_rng_state(), before[0])
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     assert fl.tree_equal([read(source) for source in sources], first)
+
+
+class Interrupted(torch.utils.data.Dataset):
+    """Ctrl-C reaches the worker while it makes a row; what it does at SIGTERM is in the row."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        os.kill(os.getpid(), signal.SIGINT)
+        return torch.tensor([i, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL])
+
+
+def test_workers_leave_signals_to_the_main_process():
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        made = read(fl.batches(Interrupted(), batch_size=2, num_workers=1))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert torch.cat([batch.x for batch in made]).tolist() == [[i, 1] for i in range(4)]
 
 
 def test_workers_leave_when_the_reader_does():

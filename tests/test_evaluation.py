@@ -131,7 +131,7 @@ def test_nothing_to_score_is_refused() -> None:
         fl.validate(fl.init(make_loop(valid=fl.batches(X, Y))))
 
 
-@pytest.mark.parametrize("x", [3, torch.tensor(1.0), [], "rows"], ids=repr)
+@pytest.mark.parametrize("x", [3, torch.tensor(1.0), [], [X], "rows"], ids=repr)
 def test_predict_takes_rows(x: Any) -> None:
     with pytest.raises(TypeError, match="predict takes a tensor, tuple or dict of tensors with rows"):
         fl.predict(fl.init(make_loop()), x)
@@ -141,6 +141,11 @@ def test_predict_takes_rows(x: Any) -> None:
 def test_predict_in_batches_of_no_rows_is_refused(batch_size: int) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         fl.predict(fl.init(make_loop()), X, batch_size=batch_size)
+
+
+def test_predictions_of_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="the data has no rows"):
+        fl.predict(fl.init(make_loop()), X[:0])
 
 
 def test_predictions_in_a_shuffled_order_are_refused() -> None:

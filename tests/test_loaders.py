@@ -161,6 +161,43 @@ def test_a_stateful_loader_resumes_from_its_state_at_every_batch(shuffle, worker
         assert fl.tree_equal(read(resumed, epoch=2, state=last), second)
 
 
+class Playlist(Stream):
+    """A stream that keeps its place."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __iter__(self):
+        while self.place < 8:
+            self.place += 1
+            yield torch.tensor(float(self.place)) + torch.rand(())
+        self.place = 0
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+@pytest.mark.filterwarnings("ignore:resuming in mid-epoch reads")
+@pytest.mark.parametrize(("dataset", "workers"), [(Playlist, 0), (Stream, 0), (Stream, 1)])
+def test_a_stateful_loader_of_a_stream_resumes_more_than_once(dataset, workers):
+    first = read(fl.batches(stateful(dataset(), shuffle=None, workers=workers)))
+    second = read(fl.batches(stateful(dataset(), shuffle=None, workers=workers)), epoch=2, state=first[-1][1])
+    state = ()
+    for start in range(len(first)):
+        source = fl.batches(stateful(dataset(), shuffle=None, workers=workers))
+        batch, state = next(source.fetch(0, 1, start, state))
+        assert fl.tree_equal(batch, first[start][0])
+    assert fl.tree_equal(values(read(source, epoch=2, state=state)), values(second))
+
+
+def test_a_stream_without_a_state_makes_a_loader_without_one():
+    with pytest.warns(UserWarning, match="the loader has no state to start from"):
+        read(fl.batches(stateful(Stream(), shuffle=None)), start=1)
+
+
 def test_random_transforms_in_this_process_resume_with_the_state():
     first = read(fl.batches(stateful(Noisy())))
     for start, (_, state) in enumerate(first, 1):

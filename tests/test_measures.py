@@ -148,6 +148,24 @@ def test_scores_are_numbers() -> None:
     assert list(scores) == list(results)
 
 
+@pytest.mark.parametrize(
+    ("score", "error", "message"),
+    [
+        (torch.ones(3), ValueError, r"a score is one number, not a tensor of shape \[3\]: take its mean"),
+        ("high", TypeError, "a score is a number or a tensor of one element, not 'high'"),
+        (None, TypeError, "not None"),
+    ],
+    ids=["vector", "text", "nothing"],
+)
+def test_scores_that_are_no_numbers_are_refused(score: Any, error: type[Exception], message: str) -> None:
+    whole = fl.measure("mine", lambda y_hat, y: score)
+    mergeable = fl.measure("mine", init=int, update=lambda state, y_hat, y: state, compute=lambda state: score)
+    for faulty in (whole, mergeable):
+        with pytest.raises(error, match=message) as caught:
+            fl.validate(fl.init(make_loop(measures_valid=[faulty])), fl.batches(*data(3)))
+        assert "in measure 'mine'" in caught.value.__notes__
+
+
 def test_dicts_of_targets_are_joined_too() -> None:
     x, y = data(3)
     look = fl.measure("rows", lambda y_hat, y: len(y["a"]) + len(y["b"][0]))

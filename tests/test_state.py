@@ -309,6 +309,12 @@ def test_only_dicts_are_loaded(sd: Any) -> None:
         fl.load_state_dict(fl.init(make_loop()), sd)
 
 
+def test_the_state_dict_of_a_module_is_told_from_that_of_a_context() -> None:
+    loop = make_loop()
+    with pytest.raises(fl.StateDictError, match=r"not a state dict of a Context: .* '0\.weight', '0\.bias'"):
+        fl.load_state_dict(fl.init(loop), fl.to_module(fl.init(loop)).state_dict())
+
+
 def test_the_contexts_of_exit_hooks_can_be_saved() -> None:
     saved: list[str] = []
 

@@ -107,6 +107,17 @@ def test_sparse_gradients_train_like_the_hand_written_loop(name: str) -> None:
     assert same_bits(fl.train(fl.init(loop, seed=0)), module)
 
 
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_run_of_sparse_gradients_can_be_saved(name: str) -> None:
+    cls, flags = SPARSE[name]
+    loop = sparse_loop(optimizer=fl.optimizer(cls, **flags))
+    start = fl.init(loop)
+    ctx = fl.train(start, steps=3)
+    loaded = fl.load_state_dict(start, fl.state_dict(ctx))
+    assert fl.digest(loaded) == fl.digest(ctx) != fl.digest(fl.train(start, steps=4))
+    assert fl.digest(fl.train(loaded)) == fl.digest(fl.train(ctx))
+
+
 def test_an_open_window_of_sparse_gradients_can_be_saved() -> None:
     loop = sparse_loop(optimizer=fl.optimizer(torch.optim.SGD, lr=0.1), accumulate=2)
     ctx = fl.train(fl.init(loop), steps=1)
@@ -177,6 +188,7 @@ def bad_loss(value: Any) -> Any:
         (lambda y_hat: 0.5, TypeError, "scalar tensor, not float"),
         (lambda y_hat: None, TypeError, "scalar tensor, not NoneType"),
         (lambda y_hat: y_hat.mean().detach(), ValueError, "does not depend on any trainable parameter"),
+        (lambda y_hat: y_hat.mean() * 1j, ValueError, "a real number, not a complex one"),
         (lambda y_hat: torch.tensor(1.0), ValueError, "does not depend on any trainable parameter"),
     ],
 )

@@ -76,13 +76,13 @@ def _as_loop(target: str, found: Any) -> Loop:
     if isinstance(found, Loop):
         return found
     if not callable(found):
-        raise UsageError(f"{target} is neither a Loop nor a function that makes one, but a {type(found).__name__}")
+        raise UsageError(f"{target} is neither a Loop nor a function that makes one, but {type(found).__name__}")
     with _own_code(f"calling {target}"):
         if required := [name for name, p in inspect.signature(found).parameters.items() if _is_required(p)]:
             raise UsageError(f"{target} must be a function of no arguments, but needs {', '.join(required)}")
         made = found()
     if not isinstance(made, Loop):
-        raise UsageError(f"{target} must return a Loop, but returned a {type(made).__name__}")
+        raise UsageError(f"{target} must return a Loop, not {type(made).__name__}")
     return made
 
 

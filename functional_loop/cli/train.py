@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 
@@ -66,6 +67,11 @@ class Run:
         if ctx.stage == "end":
             self._say(f"{self.folder}: finished already, after {_epochs(ctx)}")
             return self._finish(ctx)
+        self._check_writable()
+        start = (
+            f"a new run of {_epochs(self.loop)}, seed {seed}" if ctx.stage == "" else f"continuing after {_place(ctx)}"
+        )
+        self._say(f"{self.folder}: {start}")
         interrupts = Interrupts()
         try:
             with interrupts:
@@ -86,11 +92,16 @@ class Run:
                 raise UsageError(_in_one_line(error)) from None
         for warning in caught:
             print(f"functional-loop: warning: {warning.message}", file=sys.stderr)
-        if ctx.stage == "":
-            self._say(f"{self.folder}: a new run of {_epochs(self.loop)}, seed {seed}")
-        elif ctx.stage != "end":
-            self._say(f"{self.folder}: continuing after {_place(ctx)}")
         return ctx
+
+    def _check_writable(self) -> None:
+        """Refuse a folder in which nothing can be saved, before time is spent on training."""
+        try:
+            self.store.path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.store.path):
+                pass
+        except OSError as error:
+            raise UsageError(f"--run {self.folder} can't be written to: {error.strerror or error}") from None
 
     def _walk(self, start: Context, interrupts: Interrupts) -> Context:
         """Train to the end or to the first boundary after a signal, and save on the way."""
