@@ -3,7 +3,8 @@
 A run is one epoch of a small network over batches that are made already, with some callbacks of a kind and, in turns,
 without any; the difference is divided by the number of times that a hook ran. Times are microseconds, on one thread.
 "none" has no callback on either side: how far off the others can be by chance. "other stage" has object callbacks that
-have nothing to do in a batch.
+have nothing to do in a batch. The last rows are whole runs with own data against the hand-written loop with a
+DataLoader and the same flags: with four pure hooks at each of the twelve stages, a context at every stage.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ import torch
 import functional_loop as fl
 from functional_loop.callbacks.callback_set import CallbackSet
 
-from .step import LEARNING_RATE, ready
-from .timing import CLOCKS, compare
+from . import step
+from .report import Chart
+from .sources import ready
+from .step import LEARNING_RATE
+from .timing import add_timing, compare
 from .workloads import WORKLOADS
 
 Make: TypeAlias = Callable[[str], Any]
+CHART = Chart(("callback",), ("run / hand-written",), "time of a run with callbacks / hand-written loop")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,14 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of callbacks (default: all)"
     )
     parser.add_argument("--callbacks", type=int, default=8, help="callbacks in a run (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="pairs of runs (default: %(default)s)")
-    parser.add_argument("--clock", choices=CLOCKS, default="cpu", help="wall: for a quiet machine (default: cpu)")
+    add_timing(parser, repeats=50, seconds=5, clock="cpu")
 
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in args.kinds:
         case = Case(KINDS[name], args.callbacks)
-        times = compare(case.ours, case.theirs, args.repeats, args.clock, per=case.hooks * 1e-6)
+        times = compare(case.ours, case.theirs, args, per=case.hooks * 1e-6)
         added = [ours - theirs for ours, theirs in zip(times.ours, times.theirs, strict=True)]
         yield {
             "callback": name,
@@ -47,6 +51,16 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "median": round(statistics.median(added), 2),
             "step with / without": round(times.median_ratio, 3),
         }
+    for name, make in EVERY_STAGE.items():
+        for flags in ("default", "fused"):
+            whole = EveryStage(make, flags)
+            whole.check()
+            times = compare(whole.ours, whole.theirs, args, per=whole.steps * 1e-6)
+            yield {
+                "callback": f"{name}, AdamW {flags}",
+                "run / hand-written": round(times.median_ratio, 3),
+                "of minima": round(times.ratio_of_minima, 3),
+            }
 
 
 class CallbackSetCounting(CallbackSet):
@@ -123,6 +137,24 @@ def idle(id: str) -> fl.Callback:
     return fl.Callback(id, batch_end=lambda ctx: ctx)
 
 
+def everywhere(id: str) -> fl.Callback:
+    hooks: dict[str, Any] = dict.fromkeys(fl.STAGES, lambda ctx: ctx)
+    return fl.Callback(id, **hooks)
+
+
+def counting_everywhere(id: str) -> fl.Callback:
+    def update(ctx: fl.Context) -> fl.Context:
+        return ctx.with_callback_state(id, {"calls": ctx.callbacks[id]["calls"] + 1})
+
+    hooks: dict[str, Any] = dict.fromkeys(fl.STAGES, update)
+    return fl.Callback(id, init=lambda ctx: {"calls": 0}, **hooks)
+
+
+EVERY_STAGE: dict[str, Make | None] = {
+    "without callbacks": None,
+    "12 stages x 4 pure, nothing": everywhere,
+    "12 stages x 4 pure, small state": counting_everywhere,
+}
 KINDS: dict[str, Make | None] = {
     "none": None,
     "pure, nothing": idle,
@@ -159,3 +191,12 @@ class Case:
     def _run(self, loop: fl.Loop) -> Callable[[], fl.Context]:
         start = fl.init(loop, next(self.seeds))
         return lambda: fl.train(start)
+
+
+class EveryStage(step.Case):
+    """A run with callbacks at every stage, and the hand-written loop."""
+
+    def __init__(self, make: Make | None, flags: str) -> None:
+        super().__init__(WORKLOADS["mlp"], step.SETTINGS["own"], step.FLAGS[flags])
+        callbacks = [make(f"callback {i}") for i in range(4)] if make is not None else []
+        self.loop = attrs.evolve(self.loop, callbacks=callbacks)

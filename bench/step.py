@@ -2,7 +2,10 @@
 
 A run is one epoch from fresh parameters and a fresh optimizer, with everything that the epoch takes. "ready":
 both sides read the same list of batches that are made already. "own": each has its own way to shuffled
-batches, ``fl.batches`` and a DataLoader. Times are microseconds per step, on one thread.
+batches, ``fl.batches`` and a DataLoader. "kept": as "ready", and our side keeps every context of ``fl.iterate``.
+"bare": as "ready", but theirs is the tensor work of the step without a loop, so that the difference is what the
+framework costs. Times are microseconds per step, on one thread; the difference is the median over the pairs of ours
+less theirs.
 """
 
 from __future__ import annotations
@@ -13,126 +16,103 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any, NamedTuple
 
-import attrs
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch import nn
 
 import functional_loop as fl
 
-from . import handwritten
-from .timing import CLOCKS, DifferentWorkError, compare
+from . import bare, handwritten
+from .report import Chart
+from .sources import Data, own, ready
+from .timing import DifferentWorkError, add_timing, compare
 from .workloads import WORKLOADS, Workload
 
 LEARNING_RATE = 1e-3
+CHART = Chart(("workload", "setting", "AdamW"), ("ratio of minima", "median ratio"), "time of ours / theirs")
+
+
+class Setting(NamedTuple):
+    data: Callable[[Workload], Data] = ready
+    ours: Callable[[fl.Context], fl.Context] = fl.train
+    theirs: Callable[..., None] = handwritten.train
+
+
+def keep_all(ctx: fl.Context) -> fl.Context:
+    return list(fl.iterate(ctx))[-1]
+
+
+SETTINGS = {"ready": Setting(), "own": Setting(own), "kept": Setting(ours=keep_all), "bare": Setting(theirs=bare.train)}
+FLAGS: dict[str, dict[str, Any]] = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+TELLING = {
+    "mlp": ("ready", "own", "kept", "bare"),
+    "cnn": ("ready", "own"),
+    "gpt": ("ready", "own"),
+    "wide": ("ready", "kept"),
+}
+"""The settings that say something about a workload."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    def choices(name: str, known: Iterable[str], what: str) -> None:
-        known = list(known)
-        parser.add_argument(name, nargs="+", choices=known, default=known, help=f"{what} (default: all)")
+    def choices(name: str, known: Iterable[str], default: list[str] | None, what: str) -> None:
+        shown = "those that tell something" if default is None else " ".join(default)
+        parser.add_argument(name, nargs="+", choices=[*known], default=default, help=f"{what} (default: {shown})")
 
-    choices("--workloads", WORKLOADS, "what to train")
-    choices("--data", DATA, "where the batches come from")
-    choices("--flags", FLAGS, "flags of AdamW")
-    parser.add_argument("--repeats", type=positive, default=20, help="pairs of runs (default: %(default)s)")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine (default: wall)")
-
-
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
+    choices("--workloads", WORKLOADS, list(WORKLOADS), "what to train")
+    choices("--settings", SETTINGS, None, "what is compared")
+    choices("--flags", FLAGS, ["default", "fused"], "flags of AdamW")
+    add_timing(parser, repeats=50, seconds=5)
 
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for workload in map(WORKLOADS.__getitem__, args.workloads):
-        for data in args.data:
-            for flags in args.flags:
-                case = Case(workload, DATA[data](workload), FLAGS[flags])
+    for name in args.workloads:
+        for setting in args.settings or TELLING[name]:
+            # The bare work is that of the fused kernel.
+            for flags in ["fused"] if setting == "bare" else args.flags:
+                case = Case(WORKLOADS[name], SETTINGS[setting], FLAGS[flags])
                 case.check()
-                times = compare(case.ours, case.theirs, args.repeats, args.clock, per=case.steps * 1e-6)
-                yield {"workload": workload.title, "data": data, "AdamW": flags, **times.as_row()}
-
-
-class Data(NamedTuple):
-    """The same batches for both sides."""
-
-    ours: fl.BatchSource
-    theirs: Callable[[int], Iterable[Any]]
-    """The batches of epoch 1 of a seed, as pairs of inputs and targets."""
-
-
-@attrs.frozen(eq=False)
-class ReadyBatches(fl.BatchSource):
-    """Batches that are made already."""
-
-    batches: list[fl.Batch]
-
-    @property
-    def length(self) -> int:
-        return len(self.batches)
-
-    def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[fl.Batch, Any]]:
-        for batch in self.batches[start:]:
-            yield batch, ()
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "ready", "length": self.length}
-
-
-def ready(workload: Workload) -> Data:
-    x, y = (tensor.split(workload.batch_size) for tensor in workload.data())  # type: ignore[no-untyped-call]
-    pairs: list[tuple[Tensor, Tensor]] = list(zip(x, y, strict=True))
-    return Data(ReadyBatches([fl.Batch(x, y) for x, y in pairs]), lambda seed: pairs)
-
-
-def own(workload: Workload) -> Data:
-    x, y = workload.data()
-    dataset, generator = TensorDataset(x, y), torch.Generator()
-    # The sampler that shuffle=True makes, with a known generator: both sides read the rows in the same order.
-    sampler = RandomSampler(dataset, generator=generator)
-    loader = DataLoader(dataset, workload.batch_size, sampler=sampler)
-
-    def theirs(seed: int) -> Iterable[Any]:
-        generator.manual_seed(fl.fold_in(seed, "order", 1))
-        return loader
-
-    return Data(fl.batches(x, y, batch_size=workload.batch_size, shuffle=True), theirs)
-
-
-DATA = {"ready": ready, "own": own}
-FLAGS: dict[str, dict[str, Any]] = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+                times = compare(case.ours, case.theirs, args, per=case.steps * 1e-6)
+                yield {"workload": WORKLOADS[name].title, "setting": setting, "AdamW": flags, **times.as_row()}
 
 
 class Case:
-    """One workload, one kind of data and one set of flags, as the two sides of a comparison.
+    """One workload, one setting and one set of flags, as the two sides of a comparison.
 
     Every run has a seed of its own, the i-th of either side the same, because a source remembers the order that it
     drew last.
     """
 
-    def __init__(self, workload: Workload, data: Data, flags: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        setting: Setting,
+        flags: dict[str, Any],
+        optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        lr: float = LEARNING_RATE,
+        epochs: int = 1,
+    ) -> None:
         self.network = workload.network()
         self.loss = workload.loss
-        self.batches = data.theirs
-        self.flags = flags
-        self.steps = len(data.ours)
-        optimizer = fl.optimizer(torch.optim.AdamW, lr=LEARNING_RATE, **flags)
-        self.loop = fl.Loop(self.network, self.loss, optimizer, data.ours, epochs=1)
+        self.setting = setting
+        self.data = setting.data(workload)
+        self.optimizer, self.options = optimizer, {"lr": lr, **flags}
+        self.epochs = epochs
+        self.steps = epochs * len(self.data.ours)
+        self.loop = fl.Loop(
+            self.network, self.loss, fl.optimizer(optimizer, **self.options), self.data.ours, epochs=epochs
+        )
         self.our_seeds, self.their_seeds = count(), count()
 
     def ours(self) -> Callable[[], fl.Context]:
-        start = fl.init(self.loop, next(self.our_seeds))
-        return lambda: fl.train(start)
+        train, start = self.setting.ours, fl.init(self.loop, next(self.our_seeds))
+        return lambda: train(start)
 
     def theirs(self) -> Callable[[], nn.Module]:
         model = copy.deepcopy(self.network)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, **self.flags)
-        batches = self.batches(next(self.their_seeds))
+        optimizer = self.optimizer(model.parameters(), **self.options)
+        batches = self.data.theirs(next(self.their_seeds))
 
         def train() -> nn.Module:
-            handwritten.train(model, self.loss, optimizer, batches, epochs=1)
+            self.setting.theirs(model, self.loss, optimizer, batches, self.epochs)
             return model
 
         return train
@@ -147,5 +127,5 @@ class Case:
         equal = fl.tree_equal(fl.state_dict(ours)["network"], dict(theirs.state_dict()))
         if not equal:
             raise DifferentWorkError(
-                f"fl.train and the hand-written loop end with different parameters (flags {self.flags}): {equal}"
+                f"fl.train and the hand-written loop end with different parameters ({self.options}): {equal}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
 from collections.abc import Callable
@@ -41,31 +42,70 @@ class Comparison:
         """The median over the pairs of ours by theirs."""
         return statistics.median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
 
-    def as_row(self, digits: int = 1) -> dict[str, Any]:
-        """The cells of a table: minimum, median and maximum of each side, and the ratios."""
+    @property
+    def median_difference(self) -> float:
+        return statistics.median(a - b for a, b in zip(self.ours, self.theirs, strict=True))
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Between them lies half of the pairs' ratios."""
+        ratios = sorted(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+        return ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+
+    def as_row(self, unit: str = "µs", digits: int = 1) -> dict[str, Any]:
+        """The cells of a table: minimum and median of each side, their difference, and the ratios."""
         times = {
-            f"{side} {name}": round(of(values), digits)
+            f"{side} {name} {unit}": round(of(values), digits)
             for side, values in (("ours", self.ours), ("theirs", self.theirs))
-            for name, of in (("min", min), ("median", statistics.median), ("max", max))
+            for name, of in (("min", min), ("median", statistics.median))
         }
         return times | {
+            "difference": round(self.median_difference, digits),
             "ratio of minima": round(self.ratio_of_minima, 3),
             "median ratio": round(self.median_ratio, 3),
+            "half of ratios": "{:.2f} to {:.2f}".format(*self.quartiles),
+            "pairs": len(self.ours),
         }
 
 
-def compare(ours: Side, theirs: Side, repeats: int, clock: str, per: float = 1.0, warm_up: int = 2) -> Comparison:
-    """Seconds of ``repeats`` runs of each side in turns, divided by ``per``.
+LEAST_PAIRS = 3
+
+
+def add_timing(parser: argparse.ArgumentParser, repeats: int, seconds: float, clock: str = "wall") -> None:
+    """The options that every comparison has."""
+    parser.add_argument(
+        "--repeats", type=positive, default=repeats, help="pairs of runs, at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=seconds,
+        help=f"start no pair of a row after this time, once there are {LEAST_PAIRS} (default: %(default)s)",
+    )
+    parser.add_argument("--clock", choices=CLOCKS, default=clock, help="cpu: for a busy machine (default: %(default)s)")
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def compare(ours: Side, theirs: Side, args: argparse.Namespace, per: float = 1.0) -> Comparison:
+    """Seconds of ``args.repeats`` runs of each side in turns, divided by ``per``; fewer in ``args.seconds``.
 
     Which side goes first alternates, so that what the one leaves behind (caches, a clock that has risen) favours
-    neither. The first ``warm_up`` pairs are dropped.
+    neither. The first pair is dropped.
     """
     sides = {"ours": ours, "theirs": theirs}
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(warm_up + repeats):
+    started = perf_counter()
+    for i in range(1 + args.repeats):
+        if i > LEAST_PAIRS and perf_counter() - started > args.seconds:
+            break
         for name in sorted(sides, reverse=i % 2 == 1):
-            times[name].append(seconds(sides[name], clock) / per)
-    return Comparison(*(tuple(times[name][warm_up:]) for name in sides))
+            times[name].append(seconds(sides[name], args.clock) / per)
+    return Comparison(*(tuple(times[name][1:]) for name in sides))
 
 
 def seconds(side: Side, clock: str) -> float:

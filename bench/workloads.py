@@ -1,8 +1,9 @@
-"""What is trained in the benchmarks: networks from tiny to small, on random data of fixed seeds."""
+"""What is trained in the benchmarks: networks from tiny to 50M parameters, on random data of fixed seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeAlias
 
 import attrs
@@ -109,8 +110,19 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
 
+def wide() -> nn.Module:
+    widths = [2048, 4096, 4096, 4096]
+    hidden = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(4096, 2048))
+
+
+def wide_table(rows: int = 128) -> tuple[Tensor, Tensor]:
+    return torch.randn(rows, 2048), torch.randint(2048, (rows,))
+
+
 WORKLOADS = {
     "mlp": Workload("MLP 20-64-64-2, batch 32", mlp, table, F.cross_entropy, batch_size=32),
     "cnn": Workload("CNN on 28x28, batch 64", cnn, images, F.cross_entropy, batch_size=64),
     "gpt": Workload("GPT of 1M parameters, batch 16x64", GPT, texts, next_token_loss, batch_size=16),
+    "wide": Workload("MLP of 50M parameters, batch 32", wide, wide_table, F.cross_entropy, batch_size=32),
 }

@@ -1,0 +1,52 @@
+"""Peak memory of a run, and its time per step, each in a process of its own: ours against the hand-written loop.
+
+All use AdamW with ``fused=True`` and batches that are made already. "every context kept" holds what ``fl.iterate``
+gives, all of it; its counterpart by hand copies parameters and optimizer state after every step. The peak is that of
+the resident memory of the process, interpreter and torch included; "added" leaves out what they take, and is also given
+in units of the parameters' own size. Times are milliseconds of wall time per step, of one run: rough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .peak import RUNS
+from .report import Chart
+from .timing import positive
+from .workloads import WORKLOADS
+
+CHART = Chart(("run",), ("peak / theirs",), "peak memory / that of the loop by hand")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workload", choices=WORKLOADS, default="wide", help="what to train (default: %(default)s)")
+    parser.add_argument("--epochs", type=positive, default=2, help="length of a run (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for ours, theirs in (("train()", "hand-written"), ("every context kept", "hand-written, copies kept")):
+        reference = measure(theirs, args)
+        for name, measured in ((theirs, reference), (ours, measure(ours, args))):
+            yield {
+                "run": name,
+                "steps": measured["steps"],
+                "peak MiB": round(measured["peak"] / 2**20, 1),
+                "added MiB": round((measured["peak"] - measured["before"]) / 2**20, 1),
+                "in parameters": round((measured["peak"] - measured["before"]) / measured["parameters"], 2),
+                "peak / theirs": round(measured["peak"] / reference["peak"], 3),
+                "ms a step": round(1e3 * measured["seconds"] / measured["steps"], 2),
+            }
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What a fresh process measures; sizes in bytes."""
+    assert name in RUNS
+    command = [sys.executable, "-m", "bench.peak", name, args.workload, str(args.epochs)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
