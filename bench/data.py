@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             case = Case(_data(WORKLOADS[rows], source, workers))
             case.check()
             # The CPU time of a process leaves out that of its workers.
-            timing = argparse.Namespace(**{**vars(args), "clock": "wall" if workers else args.clock})
-            times = compare(case.ours, case.theirs, timing, per=len(case.data.ours) * 1e-6)
+            clock = "wall" if workers else args.clock
+            times = compare(case.ours, case.theirs, args.repeats, clock, args.seconds, per=len(case.data.ours) * 1e-6)
             yield {"rows": ROWS[rows], "source": source, **times.as_row()}
 
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in args.kinds:
         case = Case(KINDS[name], args.callbacks)
-        times = compare(case.ours, case.theirs, args, per=case.hooks * 1e-6)
+        times = compare(case.ours, case.theirs, args.repeats, args.clock, args.seconds, per=case.hooks * 1e-6)
         added = [ours - theirs for ours, theirs in zip(times.ours, times.theirs, strict=True)]
         yield {
             "callback": name,
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for flags in ("default", "fused"):
             whole = EveryStage(make, flags)
             whole.check()
-            times = compare(whole.ours, whole.theirs, args, per=whole.steps * 1e-6)
+            times = compare(whole.ours, whole.theirs, args.repeats, args.clock, args.seconds, per=whole.steps * 1e-6)
             yield {
                 "callback": f"{name}, AdamW {flags}",
                 "run / hand-written": round(times.median_ratio, 3),

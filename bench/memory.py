@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .peak import RUNS
@@ -20,6 +21,7 @@ from .report import Chart
 from .timing import positive
 from .workloads import WORKLOADS
 
+ROOT = Path(__file__).parent.parent
 CHART = Chart(("run",), ("peak / theirs",), "peak memory / that of the loop by hand")
 
 
@@ -47,6 +49,6 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """What a fresh process measures; sizes in bytes."""
     assert name in RUNS
     command = [sys.executable, "-m", "bench.peak", name, args.workload, str(args.epochs)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     measured: dict[str, Any] = json.loads(done.stdout)
     return measured

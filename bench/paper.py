@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         workload = Workload(f"{layers}x{width}", partial(network, layers, width), table, F.mse_loss, batch_size=32)
         case = Case(workload, Setting(in_order), {}, OPTIMIZERS[optimizer], lr=1e-4, epochs=args.epochs)
         case.check()
-        times = compare(case.ours, case.theirs, args, per=case.steps * 1e-6)
+        times = compare(case.ours, case.theirs, args.repeats, args.clock, args.seconds, per=case.steps * 1e-6)
         ratios.append(times.median_ratio)
         yield {"optimizer": optimizer, "layers": layers, "width": width if layers else "", **times.as_row()}
     yield {"optimizer": "median of all", "median ratio": round(statistics.median(ratios), 3)}

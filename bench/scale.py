@@ -135,7 +135,14 @@ def starts(part: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     first = 0.0
     for size in (size for size in sizes if size <= args.largest):
         start = make(size)
-        times = compare(lambda: partial(ours, start), lambda: partial(theirs, start), args, per=1e-6)
+        times = compare(
+            lambda: partial(ours, start),
+            lambda: partial(theirs, start),
+            args.repeats,
+            args.clock,
+            args.seconds,
+            per=1e-6,
+        )
         least = min(times.ours)
         first = first or least
         row = {

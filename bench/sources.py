@@ -67,3 +67,6 @@ def loader(dataset: Dataset[Any], batch_size: int, **workers: Any) -> Callable[[
         return made
 
     return theirs
+
+
+DATA = {"ready": ready, "own": own}

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for flags in ["fused"] if setting == "bare" else args.flags:
                 case = Case(WORKLOADS[name], SETTINGS[setting], FLAGS[flags])
                 case.check()
-                times = compare(case.ours, case.theirs, args, per=case.steps * 1e-6)
+                times = compare(case.ours, case.theirs, args.repeats, args.clock, args.seconds, per=case.steps * 1e-6)
                 yield {"workload": WORKLOADS[name].title, "setting": setting, "AdamW": flags, **times.as_row()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import statistics
 from collections.abc import Callable
 from time import perf_counter, process_time
@@ -91,21 +92,23 @@ def positive(text: str) -> int:
     return value
 
 
-def compare(ours: Side, theirs: Side, args: argparse.Namespace, per: float = 1.0) -> Comparison:
-    """Seconds of ``args.repeats`` runs of each side in turns, divided by ``per``; fewer in ``args.seconds``.
+def compare(
+    ours: Side, theirs: Side, repeats: int, clock: str, limit: float = math.inf, per: float = 1.0, warm_up: int = 1
+) -> Comparison:
+    """Seconds of ``repeats`` runs of each side in turns, divided by ``per``; fewer if ``limit`` seconds have passed.
 
     Which side goes first alternates, so that what the one leaves behind (caches, a clock that has risen) favours
-    neither. The first pair is dropped.
+    neither. The first ``warm_up`` pairs are dropped.
     """
     sides = {"ours": ours, "theirs": theirs}
     times: dict[str, list[float]] = {name: [] for name in sides}
     started = perf_counter()
-    for i in range(1 + args.repeats):
-        if i > LEAST_PAIRS and perf_counter() - started > args.seconds:
+    for i in range(warm_up + repeats):
+        if i >= warm_up + LEAST_PAIRS and perf_counter() - started > limit:
             break
         for name in sorted(sides, reverse=i % 2 == 1):
-            times[name].append(seconds(sides[name], args.clock) / per)
-    return Comparison(*(tuple(times[name][1:]) for name in sides))
+            times[name].append(seconds(sides[name], clock) / per)
+    return Comparison(*(tuple(times[name][warm_up:]) for name in sides))
 
 
 def seconds(side: Side, clock: str) -> float:

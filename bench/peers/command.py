@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report import Chart
-from ..timing import add_timing
+from ..timing import add_timing, positive
 from .environments import DEFAULT_ROOT, InstallError, environment, version
 
 CHART = Chart(("peer", "setting"), ("peer / ours", "peer / hand-written"), "time per step of other trainers / ours")
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--envs", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="of the environments (default: %(default)s)"
     )
+    parser.add_argument("--rows", type=positive, default=8192, help="of an epoch (default: %(default)s)")
     add_timing(parser, repeats=10, seconds=20)
 
 
@@ -71,7 +72,7 @@ def _run(python: Path, peer: str, args: argparse.Namespace) -> list[dict[str, An
         done = subprocess.run(
             [python, "-m", f"bench.peers.{peer}", *timing],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "BENCH_ROWS": str(args.rows)},
             capture_output=True,
             text=True,
             check=False,

@@ -13,14 +13,14 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import functional_loop as fl
 
 from .. import handwritten
 from ..timing import CLOCKS, LEAST_PAIRS, add_timing
-from ..workloads import WORKLOADS
+from ..workloads import WORKLOADS, table
 
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 32
@@ -31,7 +31,12 @@ Prepare: TypeAlias = Callable[[int], Callable[[], int]]
 made."""
 
 network = WORKLOADS["mlp"].network
-rows = WORKLOADS["mlp"].data
+ROWS = int(os.environ.get("BENCH_ROWS", "8192"))
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    with fl.seeded(1):
+        return table(ROWS)
 
 
 def loader() -> DataLoader[Any]:
