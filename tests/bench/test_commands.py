@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
 from bench import step, timing
 from bench.__main__ import main
+from bench.workloads import WORKLOADS, images, table
 
 QUICK = ["--repeats", "1", "--clock", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, make_data in (("mlp", partial(table, 256)), ("cnn", partial(images, 128))):
+        monkeypatch.setitem(WORKLOADS, name, attrs.evolve(WORKLOADS[name], make_data=make_data))
 
 
 def rows_of(tmp_path: Path, command: str, *arguments: str) -> list[dict[str, Any]]:
