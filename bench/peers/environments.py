@@ -39,10 +39,10 @@ def environment(name: str, requirements: Sequence[str], root: Path = DEFAULT_ROO
     _share_packages(python)
     constraints = folder / "constraints.txt"
     constraints.write_text(f"torch=={torch.__version__}\n", encoding="utf-8")
-    command = [str(python), "-m", "pip", "install", "--quiet", "-c", str(constraints), *requirements]
+    command = [str(python), "-m", "pip", "install", "-c", str(constraints), *requirements]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise InstallError(_reason(done.stderr))
+        raise InstallError(_reason(done.stdout + done.stderr))
     (folder / MARK).write_text(json.dumps(wanted), encoding="utf-8")
     return python
 
