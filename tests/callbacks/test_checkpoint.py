@@ -57,7 +57,8 @@ def test_it_sees_what_the_other_callbacks_of_the_stage_left(tmp_path: Path) -> N
         return ctx.with_hyperparameters(lr=ctx.optimizer_state["groups"][0]["lr"] / 2)
 
     schedule = fl.Callback("schedule", weight=1e9, batch_end=late_change, epoch_end=late_change, end=late_change)
-    objects = lambda_callback(weight=1e9, on_epoch_end=lambda ctx: ctx.optimizer.param_groups[0].update(eps=0.25))
+    objects = lambda_callback(on_epoch_end=lambda ctx: ctx.optimizer.param_groups[0].update(eps=0.25))
+    objects.weight = 1e9
     loop = saving(tmp_path, schedule, objects, every_steps=1)
     for ctx in fl.iterate(fl.init(loop)):
         if ctx.stage in ("batch_end", "epoch_end", "end"):
