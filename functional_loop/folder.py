@@ -48,6 +48,8 @@ class Entry:
     def read(self) -> tuple[Any, dict[str, Any]]:
         """State dict and metadata, after verifying every bit; raises as `metadata` does."""
         state, metadata = checkpoint_file.read(self.path)
+        if type(state) is not dict:
+            raise CheckpointError(f"{self.path} is no checkpoint of a run: it holds no state dict")
         return state, self._checked(metadata)
 
     def verify(self) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class FolderLock:
             held = _held.get(key)
             if held is not None and not _is_held(held):
                 held = None
+            self.is_first = held is None
+            """Whether nobody in this process had it before."""
             if held is None:
                 held = _held[key] = _acquire(Path(key))
             held.users += 1

@@ -250,8 +250,9 @@ class CheckpointStore:
             with explaining(self.path):
                 make_folder(self.path)
                 self._lock = FolderLock(self.path)
-                if self._lock.excludes_others:
-                    _warn(delete(left_over(self.path)))
+                if self._lock.is_first and self._lock.excludes_others:
+                    with self._lock.writing:
+                        _warn(delete(left_over(self.path)))
         return self._lock
 
 
