@@ -27,7 +27,7 @@ class Odd(nn.Module):
         self.image = nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
         self.scalar = nn.Parameter(torch.tensor(0.5))
         self.empty = nn.Parameter(torch.empty(0, 3))
-        self.half = nn.Parameter(torch.randn(3).bfloat16())
+        self.bf16 = nn.Parameter(torch.randn(3).bfloat16())
         self.complex = nn.Parameter(torch.randn(2, dtype=torch.complex64))
         for i, dtype in enumerate(DTYPES):
             self.register_buffer(f"buffer{i}", random_tensor(dtype, [2, 3], i))
@@ -35,7 +35,7 @@ class Odd(nn.Module):
         self.register_buffer("expanded", torch.tensor([math.nan]).expand(3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x @ self.weight).sum(1, keepdim=True) * self.scalar + self.half.sum() + self.image.sum()
+        return (x @ self.weight).sum(1, keepdim=True) * self.scalar + self.bf16.sum() + self.image.sum()
 
 
 def odd_loop() -> fl.Loop:
