@@ -21,9 +21,13 @@ class CallbackSetCheckpoint(CallbackSetWriting):
         path: the folder of the store, or a function that returns it and is asked once per run.
         every_steps: batches from one checkpoint to the next; ``None`` for none between epochs.
         every_epochs: epochs from one checkpoint to the next; ``None`` for none but that of the last epoch.
-        keep_last: how many of the newest steps to keep; ``None`` for all, or with ``keep_best`` for the newest alone.
+        keep_last: how many of the newest steps to keep; ``None`` for all, or with one of the next two for the newest
+            alone.
         keep_best: id of a validation measure, or a pair such as ``("accuracy", 3)``: so many steps of the best scores
             are kept beside the newest; `CheckpointStore.best` finds the best one.
+        keep_every: a number of steps: the first checkpoint at or after each multiple of it is kept for good.
+        asynchronous: train on while a thread writes, see `CheckpointStore.save`; the files are the same to the byte. An
+            error in it is the error of its next hook, in ``exit`` at the latest, where it waits for what is under way.
         id: the name of the callback, unique in a loop.
 
     Raises:
@@ -32,6 +36,7 @@ class CallbackSetCheckpoint(CallbackSetWriting):
             neither high nor low is better.
         NotADirectoryError: ``path`` is a file.
         StateDictError: before training: the folder holds another run.
+        StoreInUseError: before training: another process writes to the folder; this one has it until ``exit``.
         OSError: a checkpoint could not be written; the run can be saved elsewhere with `context_of` of the error.
 
     Resuming:
@@ -62,6 +67,8 @@ class CallbackSetCheckpoint(CallbackSetWriting):
         every_epochs: int | None = 1,
         keep_last: int | None = None,
         keep_best: str | tuple[str, int] | None = None,
+        keep_every: int | None = None,
+        asynchronous: bool = False,
         id: str | None = None,
     ) -> None:
         super().__init__(path, id)
@@ -70,18 +77,21 @@ class CallbackSetCheckpoint(CallbackSetWriting):
                 check_integer(self.id, name, period, least=1)
         self.every_steps = every_steps
         self.every_epochs = every_epochs
-        self._retention = Retention(keep_last, keep_best)
+        self.asynchronous = asynchronous
+        self._retention = Retention(keep_last, keep_best, keep_every)
         self._store: CheckpointStore | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages at which it does something."""
-        return ("begin", *(("batch_end",) if self.every_steps else ()), "epoch_end", "end")
+        return ("begin", *(("batch_end",) if self.every_steps else ()), "epoch_end", "end", "exit")
 
     def on_begin(self) -> None:
         self._open().check(self.ctx.context)
 
     def on_batch_end(self) -> None:
+        if self._store is not None:
+            self._store.surface()
         if self.ctx.global_step % self.every_steps == 0:
             self._save("batch_end")
 
@@ -94,13 +104,18 @@ class CallbackSetCheckpoint(CallbackSetWriting):
     def on_end(self) -> None:
         self._save("end")
 
+    def on_exit(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
     def _open(self) -> CheckpointStore:
         kept = self._retention
-        self._store = CheckpointStore(self._enter(), kept.keep_last, kept.keep_best)
+        self._store = CheckpointStore(self._enter(), kept.keep_last, kept.keep_best, kept.every)
         return self._store
 
     def _save(self, stage: str) -> None:
-        (self._store or self._open()).save(boundary(self.ctx.context, stage))
+        (self._store or self._open()).save(boundary(self.ctx.context, stage), wait=not self.asynchronous)
 
 
 checkpoint = CallbackSetCheckpoint

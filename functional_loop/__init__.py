@@ -3,7 +3,7 @@
 from . import testing
 from .context import Context, boundary
 from .data import Batch, BatchSource, as_batch, batches
-from .errors import CheckpointError, FunctionalLoopError, StateDictError, context_of
+from .errors import CheckpointError, FunctionalLoopError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
 from .export import to_module, to_optimizer
 from .identity import fingerprint
@@ -11,10 +11,11 @@ from .loop import Loop, init
 from .measures import Measure, measure
 from .optimizers import Optimizer, optimizer
 from .record import evolve, record, static, tree_equal, tree_map
+from .resuming import resume
 from .rng import fold_in, seeded
 from .stages import STAGES, Callback, Hook, compose, every, when
 from .state import digest, load_state_dict, state_dict
-from .store import CheckpointStore, resume
+from .store import CheckpointStore
 from .training import iterate, train, train_step
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "Measure",
     "Optimizer",
     "StateDictError",
+    "StoreInUseError",
     "as_batch",
     "batches",
     "boundary",

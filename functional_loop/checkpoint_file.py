@@ -11,14 +11,15 @@ which stays behind when the process is killed, and turns an ``OSError`` into an 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import BufferedReader, BufferedWriter
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from .durable import replacing
 from .errors import CheckpointError
 from .record import tensor_bytes
 from .tree_json import DTYPES, decode, encode
@@ -114,10 +116,10 @@ def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any]) -> 
         for key, tensor in tensors.items()
     }
     header = _header(_Index(json_tree, json_metadata, stored))
-    with _replacing(Path(path)) as file:
-        file.write(header)
+    with replacing(Path(path)) as write_bytes:
+        write_bytes(header)
         for tensor in tensors.values():
-            file.write(tensor_bytes(tensor))
+            write_bytes(tensor_bytes(tensor))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
@@ -131,11 +133,26 @@ def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
         OSError: the file does not exist or can't be read.
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         index = _read_index(file, path)
         tensors = {key: _read_tensor(file, path, key, stored) for key, stored in index.tensors.items()}
     with _nonsense_refused(path):
         return decode(index.tree, tensors), index.metadata
+
+
+def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of the file ``path``, after verifying every bit of it; one tensor at a time is in memory.
+
+    Raises:
+        CheckpointError: the file is damaged, or no checkpoint; the message says what is wrong.
+        OSError: the file does not exist or can't be read.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        index = _read_index(file, path)
+        for key, stored in index.tensors.items():
+            _read_tensor(file, path, key, stored)
+    return index.metadata
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -145,8 +162,21 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: the header is damaged, the length is wrong, or it is no checkpoint.
         OSError: the file does not exist or can't be read.
     """
-    with open(path, "rb") as file:
-        return _read_index(file, Path(path)).metadata
+    path = Path(path)
+    with _opened(path) as file:
+        return _read_index(file, path).metadata
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """The file for reading; what the disk can't read any more is damage."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CheckpointError(f"{path} is damaged: it can't be read from the disk: {error}") from error
 
 
 def _header(index: _Index) -> bytes:
@@ -195,18 +225,21 @@ def _layout(tensors: dict[str, _Stored]) -> dict[str, Any]:
 def _read_index(file: BufferedReader, path: Path) -> _Index:
     """The index, when the checksum of the header and the length of the file are right."""
     size = os.fstat(file.fileno()).st_size
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if size < _CHECKSUM.stop or length > size - 8:
+    start = file.read(_CHECKSUM.stop)
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < _CHECKSUM.stop or not _CHECKSUM.stop - 8 <= length <= size - 8:
         raise CheckpointError(f"{path} is damaged or no checkpoint: its {size} bytes are too few for a header")
-    header = start + file.read(length)
-    if header[8 : _CHECKSUM.start] != _PREFIX:
+    if start[8 : _CHECKSUM.start] != _PREFIX:
         raise CheckpointError(f"{path} is damaged or no checkpoint: its header begins differently")
-    if header[_CHECKSUM] != hashlib.sha256(_stamped(header, _BLANK)).hexdigest().encode():
+    # The length may be wrong and the header as long as the file: there is one copy of it until it is verified.
+    rest = file.read(length + 8 - len(start))
+    checksum = hashlib.sha256(start[: _CHECKSUM.start] + _BLANK.encode())
+    checksum.update(rest)
+    if start[_CHECKSUM] != checksum.hexdigest().encode():
         raise CheckpointError(f"{path} is damaged: the checksum of its header is wrong")
     with _nonsense_refused(path):
-        index = _parse(header[8:], path)
-    end = len(header) + sum(stored.nbytes for stored in index.tensors.values())
+        index = _parse(start[8:] + rest, path)
+    end = 8 + length + sum(stored.nbytes for stored in index.tensors.values())
     if size != end:
         raise CheckpointError(f"{path} is damaged: it has {size} bytes and should have {end}")
     return index
@@ -256,31 +289,3 @@ def _read_tensor(file: BufferedReader, path: Path, key: str, stored: _Stored) ->
     if hashlib.sha256(view).hexdigest() != stored.sha256:
         raise CheckpointError(f"{path} is damaged: the checksum of the tensor {key!r} is wrong")
     return tensor
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BufferedWriter]:
-    """A temporary file that takes the place of ``path`` when it is complete and on the disk, or goes away."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        error.add_note(f"while saving {path}")
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name lasts when its folder is on the disk; only POSIX lets us ask for that."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

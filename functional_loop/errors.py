@@ -34,6 +34,10 @@ class CheckpointError(FunctionalLoopError):
     """A checkpoint file is damaged or foreign, or saving would harm something already saved."""
 
 
+class StoreInUseError(CheckpointError):
+    """Another process writes to the folder of a store."""
+
+
 class noting:  # noqa: N801  (a context manager, named like a function)
     """A region whose errors gain a note; what it says is a function, called only when there is an error."""
 

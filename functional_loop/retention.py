@@ -1,4 +1,4 @@
-"""Which checkpoints to keep: the newest ones, and those of the best validation scores."""
+"""Which checkpoints to keep: the newest ones, those of the best validation scores, and one every so many steps."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Retention:
     """What a store keeps of the checkpoints of a run.
 
     Args:
-        keep_last: how many of the newest steps; ``None`` for all, or with ``keep_best`` for the newest alone.
+        keep_last: how many of the newest steps; ``None`` for all, or with one of the other two for the newest alone.
         keep_best: id of a validation measure, or the id and how many steps of the best scores to keep beside those.
+        every: number of steps, at each multiple of which the first checkpoint that is there is kept for good.
 
     Raises:
         ValueError: a number is less than 1, or ``keep_best`` is something else.
@@ -33,10 +34,12 @@ class Retention:
 
     keep_last: int | None = None
     keep_best: tuple[str, int] | None = attrs.field(default=None, converter=_as_pair)
+    every: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        if self.keep_last is not None and not _is_count(self.keep_last):
-            raise ValueError(f"keep_last must be an integer of at least 1, or None, not {self.keep_last!r}")
+        for name, number in (("keep_last", self.keep_last), ("every", self.every)):
+            if number is not None and not _is_count(number):
+                raise ValueError(f"{name} must be an integer of at least 1, or None, not {number!r}")
         if self.keep_best is not None and not _is_pair(self.keep_best):
             raise ValueError(
                 "keep_best must be the id of a validation measure, a pair such as ('accuracy', 3) for the best three, "
@@ -66,10 +69,21 @@ class Retention:
         """The values of ``global_step`` to keep, given the metadata of all checkpoints of a run."""
         checkpoints = list(checkpoints)
         steps = sorted({metadata["global_step"] for metadata in checkpoints})
-        if self.keep_best is None:
-            return set(steps if self.keep_last is None else steps[-self.keep_last :])
-        name, count = self.keep_best
-        return {*steps[-(self.keep_last or 1) :], *best_steps(checkpoints, name)[:count]}
+        if self == Retention():
+            return set(steps)
+        name, count = self.keep_best or ("", 0)
+        best = best_steps(checkpoints, name)[:count]
+        return {*steps[-(self.keep_last or 1) :], *best, *milestones(steps, self.every)}
+
+
+def milestones(steps: list[int], every: int | None) -> list[int]:
+    """The first of the ascending ``steps`` at or after each multiple of ``every``, and before the next one.
+
+    >>> milestones([23, 46, 69, 92, 115, 138, 161], every=50)
+    [69, 115, 161]
+    """
+    firsts = {step // every: step for step in reversed(steps)} if every else {}
+    return sorted(step for multiple, step in firsts.items() if multiple > 0)
 
 
 def best_steps(checkpoints: Iterable[dict[str, Any]], measure: str) -> list[int]:

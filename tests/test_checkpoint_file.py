@@ -17,7 +17,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from functional_loop import checkpoint_file
+from functional_loop import durable
 from functional_loop.checkpoint_file import NewerFormatError, read, read_metadata, write
 from functional_loop.errors import CheckpointError
 from functional_loop.record import tensor_bytes, tree_equal
@@ -446,7 +446,7 @@ def test_a_claim_of_more_than_there_is_costs_no_memory(tmp_path: Path) -> None:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "close", "replace"])
 def test_a_failing_call_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -457,7 +457,7 @@ def test_a_failing_call_leaves_the_old_file_and_no_other(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"builtins.{call}" if call == "open" else f"os.{call}", fail)
+        patched.setattr(f"os.{call}", fail)
         with pytest.raises(OSError, match="No space") as caught:
             write(path, {"step": 2}, {})
     assert caught.value.errno == 28
@@ -489,7 +489,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error_with_an_intact_file(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_file, "_sync_folder", fail)
+        patched.setattr(durable, "sync_folder", fail)
         with pytest.raises(OSError, match="Input/output"):
             write(path, {"step": 2}, {})
     assert read(path)[0] == {"step": 2}

@@ -301,6 +301,24 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(
     assert written.err.count("\n") == 1
 
 
+def test_a_run_that_another_process_trains_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    with fl.CheckpointStore(project / "run/checkpoints") as store:
+        store.check(fl.init(load_loop("project_loops.py:loop")))
+        if (child := os.fork()) == 0:
+            try:
+                code = main(TRAIN)
+                os.write(writing, f"{code} {capsys.readouterr().err}".encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    said = os.read(reading, 10_000).decode()
+    assert said.startswith("2 ")
+    assert f"is being written to by process {os.getpid()} on host" in said
+    assert said.count("\n") == 1
+    assert main(TRAIN) == 0
+
+
 def test_a_run_with_another_seed_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TRAIN, "--epochs", "1"]) == 0
     capsys.readouterr()

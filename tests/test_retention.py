@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,47 @@ checkpoints = st.lists(
     unique_by=lambda m: m["global_step"],
 )
 counts = st.integers(1, 4)
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(1, 30), st.one_of(st.none(), counts))
+def test_one_checkpoint_every_so_many_steps_is_kept_for_good(
+    steps: set[int], every: int, keep_last: int | None
+) -> None:
+    """Whether the others are deleted on the way or at the end."""
+    retention = Retention(keep_last, every=every)
+    whole = retention.kept(metadata(step, None) for step in steps)
+    firsts = {min(found) for n in range(every, 61, every) if (found := {s for s in steps if n <= s < n + every})}
+    assert whole == {*sorted(steps)[-(keep_last or 1) :], *firsts}
+    there: set[int] = set()
+    for step in sorted(steps):
+        there = retention.kept(metadata(s, None) for s in {*there, step})
+        assert step in there
+    assert there == whole
+
+
+def test_a_store_keeps_milestones(tmp_path: Path) -> None:
+    store = fl.CheckpointStore(tmp_path, keep_last=2, keep_best="error", every=5)
+    for ctx in fl.iterate(fl.init(full_loop(epochs=8))):
+        if ctx.stage in ("begin", "epoch_end", "end"):
+            store.save(ctx)
+    assert {6, 12, 15, 21, 24} <= set(store.steps()) <= {store.best(), 6, 12, 15, 21, 24}
+    assert store.latest() == 24
+    assert store.best() == store.best("error")
+    assert "every=5" in repr(store)
+    assert repr(copy.deepcopy(store)) == repr(pickle.loads(pickle.dumps(store))) == repr(store)
+
+
+def test_without_keep_best_a_measure_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="by which measure"):
+        fl.CheckpointStore(tmp_path).best()
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        fl.CheckpointStore(tmp_path).latest()
+
+
+@pytest.mark.parametrize("every", [0, -3, 1.5, True, "2"])
+def test_every_is_a_positive_integer(tmp_path: Path, every: Any) -> None:
+    with pytest.raises(ValueError, match="every must be an integer of at least 1"):
+        fl.CheckpointStore(tmp_path, every=every)
 
 
 @given(checkpoints, st.one_of(st.none(), counts), st.one_of(st.none(), st.tuples(st.just("loss"), counts)))

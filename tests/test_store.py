@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,9 @@ from torch import nn
 import functional_loop as fl
 from functional_loop import checkpoint_file
 from functional_loop.errors import CheckpointError, StateDictError
-from functional_loop.store import CheckpointStore, resume
+from functional_loop.lock import NAME
+from functional_loop.resuming import resume
+from functional_loop.store import CheckpointStore
 
 
 def make_loop(epochs: int = 2, width: int = 4, terminate_at: int = -1, **changes: Any) -> fl.Loop:
@@ -72,7 +75,8 @@ def damage(path: Path, position: int = -1) -> None:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    """All files but the lock: name, time and bytes."""
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir() if path.name != NAME}
 
 
 def saved_run(folder: Path, *steps: int) -> list[Path]:
@@ -115,7 +119,7 @@ def test_files_are_named_by_global_step(tmp_path: Path) -> None:
 
 def test_only_checkpoints_count_as_steps(tmp_path: Path) -> None:
     names = (
-        *("notes.txt", "step-7.safetensors", "step-0000000007.safetensors", "step-00000007.safetensors.12.tmp"),
+        *("notes.txt", "step-7.safetensors", "step-0000000007.safetensors", "step-00000007.safetensors.tmp"),
         *("step-00000007.safetensors.damaged", "xstep-00000007.safetensors", "step-٠٠٠٠٠٠٠٧.safetensors"),
     )
     for name in names:
@@ -125,7 +129,7 @@ def test_only_checkpoints_count_as_steps(tmp_path: Path) -> None:
     store.save(at(1))
     store.save(at(2))
     assert store.steps() == [2]
-    assert {path.name for path in tmp_path.iterdir()} == {*names, "step-00000002.safetensors"}
+    assert contents(tmp_path).keys() == {*names, "step-00000002.safetensors"}
 
 
 def test_the_folder_is_made_and_may_be_absent(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_a_later_boundary_of_a_step_replaces_the_file(tmp_path: Path) -> None:
         store.save(ctx)
         assert fl.digest(store.load(LOOP)) == fl.digest(ctx)
     assert store.steps() == [0, 1, 2, 3, 4, 5, 6]
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(contents(tmp_path)) == 7
 
 
 def test_saving_changes_nothing_in_the_context(tmp_path: Path) -> None:
@@ -301,9 +305,19 @@ def test_the_newest_file_with_an_intact_header_tells_whose_folder_it_is(tmp_path
 
 def test_unrelated_files_in_the_folder_are_fine(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("learning rate too high?")
-    (tmp_path / "step-00000009.safetensors").write_bytes(b"something else")
     assert CheckpointStore(tmp_path).save(at(1)).exists()
+    (tmp_path / "step-00000009.safetensors").write_bytes(b"something else")
+    assert CheckpointStore(tmp_path, keep_last=1).save(at(2)).exists()
     assert (tmp_path / "step-00000009.safetensors").read_bytes() == b"something else"
+
+
+def test_a_folder_of_foreign_checkpoints_is_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"w": torch.ones(3)}, tmp_path / "step-00000009.safetensors")
+    before = contents(tmp_path)
+    for use in (CheckpointStore(tmp_path).save, CheckpointStore(tmp_path).check):
+        with pytest.raises(CheckpointError, match="none is an intact one: give this run a folder of its own"):
+            use(at(1))
+    assert contents(tmp_path) == before
 
 
 def test_a_damaged_target_is_not_written_over(tmp_path: Path) -> None:
@@ -420,7 +434,7 @@ def fail(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("call", ["builtins.open", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("call", ["os.open", "os.write", "os.fsync", "os.replace"])
 @pytest.mark.parametrize("step", [1, 2], ids=["same step", "next step"])
 def test_a_failing_save_harms_nothing_and_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, step: int
@@ -449,10 +463,10 @@ def test_saves_after_the_first_read_no_other_file_in_full(tmp_path: Path, monkey
 
 
 def test_a_process_killed_while_saving_leaves_a_loadable_store(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep_last=2)
     known = {fl.digest(at(step)) for step in range(1, 7)}
     generator = random.Random(0)
-    store.save(at(1))
+    with CheckpointStore(tmp_path, keep_last=2) as store:
+        store.save(at(1))
     for _ in range(15):
         child = os.fork()
         if child == 0:
@@ -490,7 +504,7 @@ def test_a_longer_run_goes_on_from_the_last_epoch_end(tmp_path: Path) -> None:
     finished = fl.train(ctx)
     assert fl.digest(finished) == fl.digest(fl.train(fl.init(longer, seed=0)))
     store.save(finished)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000012-end.safetensors"]
+    assert [*contents(tmp_path)] == ["step-00000012-end.safetensors"]
 
 
 def test_a_terminated_run_is_finished_for_any_number_of_epochs(tmp_path: Path) -> None:

@@ -6,17 +6,18 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from rich.console import Console
 
 from ..callbacks import history
 from ..context import Context
 from ..errors import CheckpointError, StateDictError, context_of
+from ..lock import NAME as LOCK
 from ..loop import Loop
 from ..record import evolve
+from ..resuming import resume
 from ..state import digest
-from ..store import CheckpointStore, resume
+from ..store import CheckpointStore
 from ..training import iterate
 from . import report
 from .interrupts import Interrupts
@@ -67,7 +68,7 @@ class Run:
         if ctx.stage == "end":
             self._say(f"{self.folder}: finished already, after {_epochs(ctx)}")
             return self._finish(ctx)
-        self._check_writable()
+        self._check(ctx)
         start = (
             f"a new run of {_epochs(self.loop)}, seed {seed}" if ctx.stage == "" else f"continuing after {_place(ctx)}"
         )
@@ -94,12 +95,12 @@ class Run:
             print(f"functional-loop: warning: {warning.message}", file=sys.stderr)
         return ctx
 
-    def _check_writable(self) -> None:
-        """Refuse a folder in which nothing can be saved, before time is spent on training."""
+    def _check(self, ctx: Context) -> None:
+        """Refuse a folder that another process trains in, or that can't be written to."""
         try:
-            self.store.path.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=self.store.path):
-                pass
+            self.store.check(ctx)
+        except (StateDictError, CheckpointError) as error:
+            raise UsageError(_in_one_line(error)) from None
         except OSError as error:
             raise UsageError(f"--run {self.folder} can't be written to: {error.strerror or error}") from None
 
@@ -163,7 +164,9 @@ def check_folder(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     checkpoints = folder / "checkpoints"
-    if not checkpoints.is_dir() or not all(path.name.startswith("step-") for path in checkpoints.iterdir()):
+    if not checkpoints.is_dir() or not all(
+        path.name.startswith("step-") or path.name == LOCK for path in checkpoints.iterdir()
+    ):
         raise UsageError(f"--run {folder} is not empty and holds no run of functional-loop; give a folder of its own")
 
 

@@ -16,8 +16,8 @@ from ..context import Context
 from ..loop import init
 from ..measures import Measure
 from ..record import evolve
+from ..resuming import resume
 from ..rng import fold_in
-from ..store import resume
 from ..training import iterate
 from .arrays import as_array, as_python, as_tensor, checked_integer, split
 from .assembly import make_loop, predict_batch_size

@@ -1,0 +1,65 @@
+"""Going on with what a folder of checkpoints holds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from .context import Context
+from .errors import CheckpointError, StateDictError
+from .folder import newest_intact, set_aside
+from .lock import FolderLock
+from .loop import Loop, init
+from .store import CheckpointStore
+
+
+def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0) -> Context:
+    """The newest intact checkpoint in the folder ``path``, or the start of a new run if there is none.
+
+    A damaged file that is newer is renamed to ``….damaged``, if nothing forbids it, and a ``UserWarning`` names it.
+    Resuming a finished run returns its final context and touches no file.
+
+    Raises:
+        StateDictError: the folder holds another run, or one with another seed; the differences are listed.
+        NotADirectoryError: ``path`` is a file.
+
+    >>> import tempfile
+    >>> import torch
+    >>> import functional_loop as fl
+    >>> x = torch.arange(8.0).unsqueeze(1)
+    >>> loop = fl.Loop(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.01),
+    ...                train=fl.batches(x, 2 * x, batch_size=4), epochs=2)
+    >>> folder = tempfile.mkdtemp()
+    >>> ctx = fl.train(resume(loop, folder, seed=1), steps=3)
+    >>> _ = CheckpointStore(folder).save(ctx)
+    >>> resume(loop, folder, seed=1).global_step
+    3
+    """
+    found, damaged = newest_intact(CheckpointStore(path).path, loop, step=None)
+    ctx = init(loop, seed)
+    if found is not None:
+        if found.seed != seed:
+            raise StateDictError(
+                f"{path} holds a run with another seed; resume with that one, or give this run a folder of its own:",
+                [f"seed: {found.seed} in what was saved, {seed} here"],
+            )
+        ctx = found.into(ctx)
+    for broken, error in damaged.items():
+        instead = f"using {found.path.name}" if found else "starting from the beginning"
+        warnings.warn(f"{error}; {_set_aside(broken)}, {instead}", UserWarning, stacklevel=2)
+    return ctx
+
+
+def _set_aside(broken: Path) -> str:
+    """Rename a damaged file, or say why not: what was damaged is as unusable under its own name."""
+    try:
+        lock = FolderLock(broken.parent)
+    except (OSError, CheckpointError) as error:
+        return f"could not rename it: {error}"
+    try:
+        return f"renamed it to {set_aside(broken).name}"
+    except OSError as error:
+        return f"could not rename it: {error}"
+    finally:
+        lock.release()

@@ -1,0 +1,264 @@
+"""Every call to the system in a save may fail, or be the last one of a process: the store holds the old or the new."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import functional_loop as fl
+from functional_loop.lock import NAME
+from tests.test_store import BOUNDARIES, LOOP, at
+
+WRITING = ("open", "write", "pwrite", "ftruncate", "fsync", "close", "mkdir", "replace", "rename", "unlink")
+UNFINISHED = "step-00000003.safetensors.1.tmp"
+OLD, NEW = at(2), at(3)
+DIGESTS = {fl.digest(OLD): "old", fl.digest(NEW): "new"}
+
+
+class Stop(BaseException):
+    """Something that nobody expects, such as a KeyboardInterrupt."""
+
+
+@contextmanager
+def counting(act: Callable[[int, str], None], after: bool) -> Iterator[list[str]]:
+    """Call ``act`` with number and name of each call to the system, before it is made or ``after``."""
+    made: list[str] = []
+    originals = {(os, name): getattr(os, name) for name in WRITING} | {(fcntl, "flock"): fcntl.flock}
+
+    def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            made.append(name)
+            number = len(made)
+            # A file is closed even if the system says that it failed.
+            if not after and name != "close":
+                act(number, name)
+            result = original(*args, **kwargs)
+            if after or name == "close":
+                try:
+                    act(number, name)
+                except BaseException:
+                    if name == "open":
+                        os.close(result)
+                    raise
+            return result
+
+        return call
+
+    for (module, name), original in originals.items():
+        setattr(module, name, wrapped(name, original))
+    try:
+        yield made
+    finally:
+        for (module, name), original in originals.items():
+            setattr(module, name, original)
+
+
+def save(folder: Path, store: fl.CheckpointStore | None = None) -> None:
+    """Save over the same step, or the next one with a deletion; a failed deletion only warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (store or fl.CheckpointStore(folder, keep_last=1)).save(NEW)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store before the save: its newest checkpoint is OLD; an unfinished file of a killed process lies about."""
+    folder = tmp_path_factory.mktemp("before")
+    with fl.CheckpointStore(folder) as store:
+        store.save(at(1))
+        store.save(OLD)
+    (folder / UNFINISHED).write_bytes(b"unfinished")
+    return folder
+
+
+def copies(before: Path, tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """For every call to the system that a save makes its number, and a copy of the folder ``before``."""
+    shutil.copytree(before, tmp_path / "0")
+    with counting(lambda *_: None, after=False) as made:
+        save(tmp_path / "0")
+    assert {"open", "write", "fsync", "close", "replace", "unlink", "flock"} <= set(made)
+    for n in range(1, len(made) + 1):
+        shutil.copytree(before, tmp_path / str(n))
+        yield n, tmp_path / str(n)
+
+
+def what_is_there(folder: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return DIGESTS[fl.digest(fl.CheckpointStore(folder).load(LOOP))]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("code", "after"),
+    [
+        pytest.param(errno.ENOSPC, False, id="ENOSPC"),
+        pytest.param(errno.EIO, True, id="EIO though done"),
+        pytest.param(errno.EACCES, False, id="EACCES"),
+        pytest.param(None, True, id="stopped when done"),
+        pytest.param(errno.ENOSPC, True, id="ENOSPC though done", marks=SLOW),
+        pytest.param(errno.EIO, False, id="EIO", marks=SLOW),
+        pytest.param(errno.EACCES, True, id="EACCES though done", marks=SLOW),
+        pytest.param(None, False, id="stopped before", marks=SLOW),
+    ],
+)
+def test_any_call_may_fail(before: Path, tmp_path: Path, code: int | None, after: bool) -> None:
+    outcomes = []
+    for n, folder in copies(before, tmp_path):
+        store = fl.CheckpointStore(folder, keep_last=1)
+
+        def fail(number: int, name: str, n: int = n) -> None:
+            if number == n:
+                raise Stop if code is None else OSError(code, os.strerror(code))
+
+        raised: BaseException | None = None
+        with counting(fail, after):
+            try:
+                save(folder, store)
+            except (OSError, Stop) as error:
+                raised = error
+        if isinstance(raised, OSError):
+            assert raised.errno == code
+            assert any("while saving" in note for note in raised.__notes__)
+            assert any("context_of(error)" in note for note in raised.__notes__)
+        found = what_is_there(folder)
+        if raised is not None:
+            outcomes.append(found)
+        else:
+            assert found == "new"
+        assert all(path.suffix == ".safetensors" or path.name == NAME for path in unfinished_aside(folder))
+        save(folder, store)
+        store.close()
+        assert what_is_there(folder) == "new"
+        with fl.CheckpointStore(folder, keep_last=1) as another:
+            another.save(at(4))
+        assert [path.name for path in folder.iterdir()] == ["step-00000004.safetensors"]
+    assert outcomes == sorted(outcomes, reverse=True)  # old, then new
+
+
+def unfinished_aside(folder: Path) -> list[Path]:
+    """All files but the one that was left over before the save."""
+    return [path for path in folder.iterdir() if path.name != UNFINISHED]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_process_may_be_killed_at_any_call(before: Path, tmp_path: Path, after: bool) -> None:
+    for n, folder in copies(before, tmp_path):
+        if (child := os.fork()) == 0:
+            try:
+                with counting(lambda number, name, n=n: os._exit(9) if number == n else None, after):  # type: ignore[misc]
+                    save(folder)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 9
+        assert what_is_there(folder) in ("old", "new")
+        save(folder)
+        assert [path.name for path in folder.iterdir()] == ["step-00000003.safetensors"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_the_first_save_of_a_run_may_fail_at_any_call(tmp_path: Path, code: int) -> None:
+    store = fl.CheckpointStore(tmp_path / "a" / "run")
+    with counting(lambda *_: None, after=False) as made:
+        store.save(NEW)
+    assert made.count("mkdir") == 2
+    for n in range(1, len(made) + 1):
+        folder = tmp_path / str(n) / "run"
+        store = fl.CheckpointStore(folder)
+
+        def fail(number: int, name: str, n: int = n) -> None:
+            if number == n:
+                raise OSError(code, os.strerror(code))
+
+        with counting(fail, after=False), pytest.raises(OSError, match=os.strerror(code)):
+            store.save(NEW)
+        store.save(NEW)
+        assert what_is_there(folder) == "new"
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "no permission to write"),
+        (errno.EPERM, "no permission to write"),
+        (errno.ENOENT, "was it removed"),
+        (errno.EIO, "the disk or the network has failed"),
+    ],
+)
+def test_the_error_says_what_to_do_and_the_state_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    store = fl.CheckpointStore(tmp_path / "run")
+
+    def save(ctx: fl.Context) -> fl.Context:
+        store.save(fl.boundary(ctx, "epoch_end"))
+        with monkeypatch.context() as patched:
+            patched.setattr("os.fsync", fail)
+            store.save(fl.boundary(ctx, "epoch_end"))
+        return ctx
+
+    loop = fl.evolve(LOOP, callbacks=[*LOOP.callbacks, fl.Callback("save", epoch_end=save)])
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        fl.train(fl.init(loop))
+    assert any(advice in note and "while saving" in note for note in caught.value.__notes__)
+    rescued = fl.context_of(caught.value)
+    assert rescued is not None
+    fl.CheckpointStore(tmp_path / "elsewhere").save(rescued)
+    resumed = fl.resume(LOOP, tmp_path / "elsewhere")
+    assert fl.digest(fl.train(resumed)) == fl.digest(BOUNDARIES[-1])
+    assert fl.digest(fl.train(fl.resume(LOOP, tmp_path / "run"))) == fl.digest(BOUNDARIES[-1])
+
+
+def test_a_folder_that_is_removed_while_training_is_an_error_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    store = fl.CheckpointStore(folder)
+    store.save(OLD)
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match="folder of the checkpoints is gone") as caught:
+        store.save(NEW)
+    assert any("was it removed" in note for note in caught.value.__notes__)
+    assert not folder.exists()
+    store.save(NEW)
+    assert store.steps() == [3]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk to fill")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.system(f"mount -t tmpfs -o size=64k tmpfs {disk} 2>/dev/null"):
+        pytest.skip("this system mounts no disk")
+    try:
+        store = fl.CheckpointStore(disk / "run")
+        store.save(OLD)
+        with open(disk / "filling", "wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(100)):
+                pass
+        with pytest.raises(OSError, match="No space left") as caught:
+            store.save(NEW)
+        assert any("the disk is full" in note for note in caught.value.__notes__)
+        assert not [path for path in store.path.iterdir() if path.name.endswith(".tmp")]
+        assert what_is_there(store.path) == "old"
+        (disk / "filling").unlink()
+        store.save(NEW)
+        store.close()
+    finally:
+        os.system(f"umount {disk}")
