@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..context import boundary
+from ..patterns import Patterns
 from ..retention import Retention
 from ..store import CheckpointStore
 from .checks import check_integer
@@ -24,6 +25,8 @@ class CallbackSetCheckpoint(CallbackSetWriting):
         keep_last: how many of the newest steps to keep; ``None`` for all, or with ``keep_best`` for the newest alone.
         keep_best: id of a validation measure, or a pair such as ``("accuracy", 3)``: so many steps of the best scores
             are kept beside the newest; `CheckpointStore.best` finds the best one.
+        allow: differences in spite of which a run goes on being saved in its folder, when it was resumed with the same
+            ``allow``; see `load_state_dict`.
         id: the name of the callback, unique in a loop.
 
     Raises:
@@ -62,6 +65,7 @@ class CallbackSetCheckpoint(CallbackSetWriting):
         every_epochs: int | None = 1,
         keep_last: int | None = None,
         keep_best: str | tuple[str, int] | None = None,
+        allow: Patterns = (),
         id: str | None = None,
     ) -> None:
         super().__init__(path, id)
@@ -71,6 +75,7 @@ class CallbackSetCheckpoint(CallbackSetWriting):
         self.every_steps = every_steps
         self.every_epochs = every_epochs
         self._retention = Retention(keep_last, keep_best)
+        self._allow = allow
         self._store: CheckpointStore | None = None
 
     @property
@@ -96,7 +101,7 @@ class CallbackSetCheckpoint(CallbackSetWriting):
 
     def _open(self) -> CheckpointStore:
         kept = self._retention
-        self._store = CheckpointStore(self._enter(), kept.keep_last, kept.keep_best)
+        self._store = CheckpointStore(self._enter(), kept.keep_last, kept.keep_best, self._allow)
         return self._store
 
     def _save(self, stage: str) -> None:

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
-
-import functional_loop
 
 from . import checkpoint_file
 from .checkpoint_file import NewerFormatError
 from .context import Context, check_boundary, check_context
 from .errors import CheckpointError, StateDictError
-from .identity import compare, fingerprint
+from .identity import compare_runs, fingerprint, refusal
 from .loop import Loop, init
+from .migrations import VERSION, migrate_fingerprint
+from .patterns import Patterns, matches
 from .retention import Retention, best_steps
 from .state import load_state_dict, state_dict
 
@@ -52,13 +51,15 @@ class CheckpointStore:
             ``keep_best`` only the one just saved.
         keep_best: the id of a validation measure, or a pair of it and a number: so many steps of the best scores are
             kept beside the last ones. A score counts at the end of its epoch.
+        allow: differences in spite of which a run is loaded from here, and goes on being saved here; see
+            `load_state_dict`.
 
     Raises:
         ValueError: a number is less than 1, or ``keep_best`` is something else.
         NotADirectoryError: ``path`` is a file.
 
     >>> import tempfile
-    >>> import functional_loop as fl
+    >>> import torch, functional_loop as fl
     >>> x = torch.arange(8.0).unsqueeze(1)
     >>> loop = fl.Loop(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.01),
     ...                train=fl.batches(x, 2 * x, batch_size=4), epochs=2)
@@ -75,9 +76,11 @@ class CheckpointStore:
         path: str | os.PathLike[str],
         keep_last: int | None = None,
         keep_best: str | tuple[str, int] | None = None,
+        allow: Patterns = (),
     ) -> None:
         self.path = Path(path)
         self.retention = Retention(keep_last, keep_best)
+        self.allow = allow
         self._identity: dict[str, Any] | None = None
         self._last_written: tuple[Path, tuple[int, ...]] | None = None
         if self.path.exists() and not self.path.is_dir():
@@ -111,7 +114,7 @@ class CheckpointStore:
         """
         check_context(ctx, "check")
         self.retention.check(ctx.loop)
-        self._check_run({"seed": ctx.seed, "fingerprint": fingerprint(ctx.loop)})
+        self._check_run({"seed": ctx.seed, **fingerprint(ctx.loop)})
 
     def save(self, ctx: Context) -> Path:
         """Save ``ctx`` durably, in place of an earlier boundary of the same step; then delete what is too old.
@@ -143,11 +146,12 @@ class CheckpointStore:
         self._prune(ctx.global_step, identity)
         return path
 
-    def load(self, loop: Loop, step: int | None = None) -> Context:
+    def load(self, loop: Loop, step: int | None = None, allow: Patterns | None = None) -> Context:
         """The context saved at ``global_step`` ``step``, or the newest one, with every bit of its file verified.
 
         Damaged files that are newer than the one loaded are named in a ``UserWarning``. The context of a finished
-        run is taken only where ``loop`` has nothing left to train, else the ``epoch_end`` before it.
+        run is taken only where ``loop`` has nothing left to train, else the ``epoch_end`` before it. ``allow`` is for
+        once what that of the store is for all.
 
         Raises:
             FileNotFoundError: there is no checkpoint, or none of that step.
@@ -163,7 +167,7 @@ class CheckpointStore:
             raise CheckpointError("\n".join(str(error) for error in damaged.values()))
         for error in damaged.values():
             warnings.warn(f"{error}; using {found.path.name}", UserWarning, stacklevel=2)
-        return _load_into(init(loop, seed=found.seed), found)
+        return _load_into(init(loop, seed=found.seed), found, self.allow if allow is None else allow)
 
     def _entries(self) -> list[_Entry]:
         """The files that are checkpoints by their names, oldest first."""
@@ -173,8 +177,8 @@ class CheckpointStore:
 
     def _check_run(self, identity: dict[str, Any]) -> None:
         saved = self._identity or _newest_identity(self._entries())
-        if saved is not None and (differences := list(compare(saved, identity))):
-            raise StateDictError(
+        if saved is not None and (differences := compare_runs(saved, identity, self.allow)):
+            raise refusal(
                 f"{self.path} holds checkpoints of another run; give this run a folder of its own:", differences
             )
 
@@ -187,7 +191,7 @@ class CheckpointStore:
             saved = _identity(_of_a_run(metadata, path))
         except CheckpointError as error:
             raise CheckpointError(f"refused to write over a file that is not intact, move it away: {error}") from error
-        if differences := list(compare(saved, identity)):
+        if differences := compare_runs(saved, identity, self.allow):
             raise CheckpointError(f"refused to write over {path}, which is of another run: {'; '.join(differences)}")
 
     def _prune(self, newest: int, identity: dict[str, Any]) -> None:
@@ -195,7 +199,7 @@ class CheckpointStore:
         if self.retention == Retention():
             return
         found = _intact_metadata([entry for entry in self._entries() if entry.global_step <= newest])
-        own = [(entry, metadata) for entry, metadata in found if not any(compare(_identity(metadata), identity))]
+        own = [item for item in found if not compare_runs(_identity(item[1]), identity, self.allow)]
         kept = self.retention.kept(metadata for _, metadata in own)
         for entry, _ in own:
             if entry.global_step not in kept:
@@ -205,18 +209,22 @@ class CheckpointStore:
                     warnings.warn(f"an old checkpoint could not be deleted: {error}", UserWarning, stacklevel=3)
 
 
-def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0) -> Context:
+def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0, allow: Patterns = ()) -> Context:
     """The newest intact checkpoint in the folder ``path``, or the start of a new run if there is none.
 
     A damaged file that is newer is renamed to ``….damaged``, and a ``UserWarning`` names it. Resuming a finished run
     returns its final context and touches no file.
+
+    Args:
+        allow: differences to continue in spite of; see `load_state_dict`. With ``"seed"`` the saved one counts. To save
+            into the same folder then, its `CheckpointStore` has to allow them too.
 
     Raises:
         StateDictError: the folder holds another run, or one with another seed; the differences are listed.
         NotADirectoryError: ``path`` is a file.
 
     >>> import tempfile
-    >>> import functional_loop as fl
+    >>> import torch, functional_loop as fl
     >>> x = torch.arange(8.0).unsqueeze(1)
     >>> loop = fl.Loop(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.01),
     ...                train=fl.batches(x, 2 * x, batch_size=4), epochs=2)
@@ -229,12 +237,12 @@ def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0) -> Context:
     found, damaged = _newest_intact(CheckpointStore(path)._entries(), loop)
     ctx = init(loop, seed)
     if found is not None:
-        if found.seed != seed:
+        if found.seed != seed and not matches(allow, "seed"):
             raise StateDictError(
                 f"{path} holds a run with another seed; resume with that one, or give this run a folder of its own:",
                 [f"seed: {found.seed} in what was saved, {seed} here"],
             )
-        ctx = _load_into(ctx, found)
+        ctx = _load_into(ctx, found, allow)
     for broken, error in damaged.items():
         aside = _set_aside(broken)
         instead = f"using {found.path.name}" if found else "starting from the beginning"
@@ -254,8 +262,7 @@ def _describe(ctx: Context, state: dict[str, Any]) -> dict[str, Any]:
         "last_scores_valid": dict(ctx.last_scores_valid),
         "minimize": {measure.id: measure.minimize for measure in ctx.loop.measures_valid},
         "epochs": ctx.loop.epochs,
-        "fingerprint": state["fingerprint"],
-        "versions": {"functional_loop": functional_loop.__version__, "torch": str(torch.__version__)},
+        **{name: state[name] for name in ("version", "fingerprint", "environment")},
     }
 
 
@@ -264,13 +271,17 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _of_a_run(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
-    if missing := {"seed", "fingerprint", *_PLACE} - metadata.keys():
+    if missing := {"seed", "version", "fingerprint", *_PLACE} - metadata.keys():
         raise CheckpointError(f"{path} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
-    return metadata
+    try:
+        return {**metadata, "fingerprint": migrate_fingerprint(metadata["fingerprint"], metadata["version"])}
+    except StateDictError as error:
+        kind = NewerFormatError if metadata["version"] > VERSION else CheckpointError
+        raise kind(f"{path}: {error}") from error
 
 
 def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {"seed": metadata["seed"], "fingerprint": metadata["fingerprint"]}
+    return {"seed": metadata["seed"], **metadata["fingerprint"]}
 
 
 def _newest_identity(entries: list[_Entry]) -> dict[str, Any] | None:
@@ -325,9 +336,9 @@ def _is_final(metadata: dict[str, Any], loop: Loop) -> bool:
     return bool(metadata["terminate"] or metadata["epoch"] >= loop.epochs)
 
 
-def _load_into(ctx: Context, found: _Intact) -> Context:
+def _load_into(ctx: Context, found: _Intact, allow: Patterns) -> Context:
     try:
-        return load_state_dict(ctx, found.state)
+        return load_state_dict(ctx, found.state, allow=allow)
     except StateDictError as error:
         error.add_note(f"while loading {found.path}")
         raise
