@@ -73,7 +73,8 @@ def _slots(ctx: Context, volatile: bool) -> dict[str, Any]:
 def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True, allow: Patterns = ()) -> Context:
     """The context that ``sd`` was taken from, in the loop of ``ctx``, such as a fresh ``init(loop)``.
 
-    The seed is the saved one. Neither argument is written to, and the tensors are copies. State dicts of earlier versions are migrated.
+    The seed is the saved one. Neither argument is written to, and the tensors are copies. State dicts of earlier
+    versions are migrated.
 
     What was saved counts, hyperparameters included: where the optimizer was given others, a ``UserWarning`` lists the
     old and new ones. Another lists what may change bits from here on: versions, threads, machine, device, deterministic

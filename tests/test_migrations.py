@@ -115,7 +115,7 @@ def test_a_gap_in_the_migrations_is_said() -> None:
 
 def test_a_newer_state_dict_is_refused(tmp_path: Path) -> None:
     ctx = middle()
-    sd = {"version": 99}
+    sd = {**fl.state_dict(ctx), "version": 99, "new": 1}
     with pytest.raises(fl.StateDictError, match=r"newer functional_loop; install that one:\n.*version: 99 in"):
         fl.load_state_dict(fl.init(full_loop()), sd)
     path = fl.CheckpointStore(tmp_path).save(ctx)
