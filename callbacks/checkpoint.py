@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..context import boundary
+from ..patterns import Patterns
 from ..retention import Retention
 from ..store import CheckpointStore
 from .checks import check_integer
@@ -28,6 +29,8 @@ class CallbackSetCheckpoint(CallbackSetWriting):
         keep_every: a number of steps: the first checkpoint at or after each multiple of it is kept for good.
         asynchronous: train on while a thread writes, see `CheckpointStore.save`; the files are the same to the byte. An
             error in it is the error of its next hook, in ``exit`` at the latest, where it waits for what is under way.
+        allow: differences in spite of which a run goes on being saved in its folder, when it was resumed with the same
+            ``allow``; see `load_state_dict`.
         id: the name of the callback, unique in a loop.
 
     Raises:
@@ -69,6 +72,7 @@ class CallbackSetCheckpoint(CallbackSetWriting):
         keep_best: str | tuple[str, int] | None = None,
         keep_every: int | None = None,
         asynchronous: bool = False,
+        allow: Patterns = (),
         id: str | None = None,
     ) -> None:
         super().__init__(path, id)
@@ -79,6 +83,7 @@ class CallbackSetCheckpoint(CallbackSetWriting):
         self.every_epochs = every_epochs
         self.asynchronous = asynchronous
         self._retention = Retention(keep_last, keep_best, keep_every)
+        self._allow = allow
         self._store: CheckpointStore | None = None
 
     @property
@@ -111,7 +116,7 @@ class CallbackSetCheckpoint(CallbackSetWriting):
 
     def _open(self) -> CheckpointStore:
         kept = self._retention
-        self._store = CheckpointStore(self._enter(), kept.keep_last, kept.keep_best, kept.every)
+        self._store = CheckpointStore(self._enter(), kept.keep_last, kept.keep_best, kept.every, self._allow)
         return self._store
 
     def _save(self, stage: str) -> None:

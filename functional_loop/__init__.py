@@ -5,6 +5,7 @@ from .context import Context, boundary
 from .data import Batch, BatchSource, as_batch, batches
 from .errors import CheckpointError, FunctionalLoopError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
+from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
 from .export import to_module, to_optimizer
 from .identity import fingerprint
 from .loop import Loop, init
@@ -45,6 +46,8 @@ __all__ = [
     "evolve",
     "fingerprint",
     "fold_in",
+    "from_checkpoint",
+    "from_safetensors",
     "init",
     "iterate",
     "load_state_dict",
@@ -57,8 +60,10 @@ __all__ = [
     "state_dict",
     "static",
     "testing",
+    "to_checkpoint",
     "to_module",
     "to_optimizer",
+    "to_safetensors",
     "train",
     "train_step",
     "tree_equal",

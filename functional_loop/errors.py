@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class StateDictError(FunctionalLoopError, ValueError):
     ``differences`` lists every path that differs, with the saved and the expected value.
     """
 
-    def __init__(self, message: str, differences: tuple[str, ...] | list[str] = ()) -> None:
-        self.differences = tuple(differences)
+    def __init__(self, message: str, differences: Sequence[str] = ()) -> None:
+        self.differences = tuple(map(str, differences))
         super().__init__("\n".join([message, *(f"  - {line}" for line in self.differences)]))
 
 

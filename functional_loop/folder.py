@@ -16,6 +16,8 @@ from .context import Context
 from .durable import TEMPORARY
 from .errors import CheckpointError, StateDictError
 from .loop import Loop
+from .migrations import VERSION, migrate_fingerprint
+from .patterns import Patterns
 from .state import load_state_dict
 
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(-end)?\.safetensors")
@@ -24,7 +26,7 @@ _LEFT_OVER = re.compile(_NAME.pattern + TEMPORARY)
 PLACE = ("epoch", "step", "global_step", "stage", "terminate")
 """What the metadata of a checkpoint says of its place in the loop."""
 
-_TYPES = {"seed": int, "fingerprint": dict, "epoch": int, "step": int, "global_step": int, "stage": str}
+_TYPES = {"seed": int, "version": int, "fingerprint": dict, "epoch": int, "step": int, "global_step": int, "stage": str}
 _TYPES |= {"terminate": bool, "last_scores_valid": dict, "minimize": dict}
 _OPTIONAL = ("last_scores_valid", "minimize")
 
@@ -64,7 +66,11 @@ class Entry:
                 raise CheckpointError(f"{self.path} is no checkpoint of a run: its {name} is no {kind.__name__}")
         if self.path.name != (name := file_name(metadata["global_step"], metadata["stage"])):
             raise CheckpointError(f"{self.path} is not what its name says: it was saved as {name}")
-        return metadata
+        try:
+            return {**metadata, "fingerprint": migrate_fingerprint(metadata["fingerprint"], metadata["version"])}
+        except StateDictError as error:
+            kind = NewerFormatError if metadata["version"] > VERSION else CheckpointError
+            raise kind(f"{self.path}: {error}") from error
 
 
 @attrs.frozen
@@ -75,14 +81,14 @@ class Intact:
     state: Any
     seed: int
 
-    def into(self, ctx: Context) -> Context:
+    def into(self, ctx: Context, allow: Patterns) -> Context:
         """The context that was saved, in the loop of ``ctx``.
 
         Raises:
             StateDictError: it belongs to another loop; the differences are listed.
         """
         try:
-            return load_state_dict(ctx, self.state)
+            return load_state_dict(ctx, self.state, allow=allow)
         except StateDictError as error:
             error.add_note(f"while loading {self.path}")
             raise

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from .borrowed import numbers_of
 from .context import Context
+from .environment import KERNELS, environment
+from .errors import StateDictError
 from .loop import Loop
 from .network import state_names
+from .patterns import Patterns, matches
 from .stages import BOUNDARIES
-
-VERSION = 1
 
 PLACE = {"seed": int, "epoch": int, "step": int, "step_valid": int, "global_step": int, "stage": str, "terminate": bool}
 """Fields of the context that say where in the run it is, with their types."""
@@ -24,6 +26,8 @@ _ENTRIES = {"*": {"kind": str, "state": object}}
 _SCHEMA = {
     "version": int,
     "fingerprint": {"*": object},
+    "environment": {"*": object},
+    "hyperparameters": [{"*": object}],
     **PLACE,
     "network": {"*": Tensor},
     "buffers": {"*": Tensor},
@@ -36,59 +40,135 @@ _SCHEMA = {
 """The tree of a state dict: types, dicts by key or (``"*"``) of any keys, and lists."""
 
 
-def fingerprint(loop: Loop) -> dict[str, Any]:
-    """What a saved state must have in common with the loop that continues it, as plain values.
+def identity(loop: Loop) -> dict[str, Any]:
+    """What a state dict tells of the loop that made it, in three parts of plain values.
 
-    Names, shapes and dtypes of the network, the optimizer's class and groups, the data, the measures, the callbacks
-    that keep a state, and how a batch is computed. Values of parameters and hyperparameters and the number of epochs
-    are not in it.
+    ``fingerprint``: what decides the result; see `fingerprint`. ``environment``: what may change its last bits; see
+    `functional_loop.environment`, and the kernels of the optimizer. ``hyperparameters``: those given to the optimizer,
+    a dict per group; those in force are in the state, where schedules change them.
     """
     module = loop.template()
     params: dict[str, Tensor] = dict(module.named_parameters())
-    groups = loop.optimizer.group_names(params)
-    hyperparameters = loop.optimizer.init(params)["groups"]
+    groups = loop.optimizer.hyperparameters_of(params)
+    numbers = [numbers_of(group) for group in groups]
+    flags = [{k: _plain(group[k]) for k in group if k not in own} for group, own in zip(groups, numbers, strict=True)]
     return {
-        "network": {
-            "params": {name: _kind(p) for name, p in params.items()},
-            "buffers": {name: _kind(b) for name, b in module.named_buffers()},
+        "fingerprint": {
+            "network": {
+                "params": {name: kind_of(p) for name, p in params.items()},
+                "buffers": {name: kind_of(b) for name, b in module.named_buffers()},
+            },
+            "optimizer": {
+                "class": f"{loop.optimizer.cls.__module__}.{loop.optimizer.cls.__qualname__}",
+                "groups": [
+                    {
+                        "params": list(names),
+                        "hyperparameters": sorted(own),
+                        "flags": {k: value for k, value in rest.items() if k not in KERNELS},
+                    }
+                    for names, own, rest in zip(loop.optimizer.group_names(params), numbers, flags, strict=True)
+                ],
+            },
+            "train": loop.train.fingerprint(),
+            "valid": loop.valid.fingerprint() if loop.valid is not None else None,
+            "measures_train": [m.id for m in loop.measures_train],
+            "measures_valid": [m.id for m in loop.measures_valid],
+            "callbacks": {c.id: c.kind for c in loop.callbacks if c.keeps_state},
+            "accumulate": loop.accumulate,
+            "autocast": str(loop.autocast) if loop.autocast is not None else None,
         },
-        "optimizer": {
-            "class": f"{loop.optimizer.cls.__module__}.{loop.optimizer.cls.__qualname__}",
-            "groups": [
-                {"params": list(names), "hyperparameters": sorted(values)}
-                for names, values in zip(groups, hyperparameters, strict=True)
-            ],
+        "environment": {
+            **environment(loop),
+            "kernels": [{k: value for k, value in rest.items() if k in KERNELS} for rest in flags],
         },
-        "train": loop.train.fingerprint(),
-        "valid": loop.valid.fingerprint() if loop.valid is not None else None,
-        "measures_train": [m.id for m in loop.measures_train],
-        "measures_valid": [m.id for m in loop.measures_valid],
-        "callbacks": {c.id: c.kind for c in loop.callbacks if c.keeps_state},
-        "accumulate": loop.accumulate,
-        "autocast": str(loop.autocast) if loop.autocast is not None else None,
+        "hyperparameters": [{k: _plain(value) for k, value in own.items()} for own in numbers],
     }
 
 
-def _kind(tensor: Tensor) -> str:
+def fingerprint(loop: Loop) -> dict[str, Any]:
+    """What a saved state must have in common with the loop that continues it, as plain values.
+
+    Names, shapes and dtypes of the network, the optimizer's class, groups and flags, the data, the measures, the
+    callbacks that keep a state, and how a batch is computed. Values of parameters and of hyperparameters, the number of
+    epochs, and what is merely around a run (versions, threads, machine) are not in it.
+    """
+    made: dict[str, Any] = identity(loop)["fingerprint"]
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """A hyperparameter as JSON has it, the same in every process: of functions and objects the name."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Dtype and shape of a tensor, such as ``float32[4, 3]``."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def compare(saved: Any, here: Any, path: str = "") -> Iterator[str]:
+class Difference(str):
+    """A line that says how two values differ, and the ``path`` at which they do."""
+
+    path: str
+
+    def __new__(cls, path: str, how: str) -> Difference:
+        made = super().__new__(cls, f"{path}: {how}")
+        made.path = path
+        return made
+
+    def is_allowed(self, allow: Patterns) -> bool:
+        """Whether a pattern matches the path, the beginning of it, or a name in it.
+
+        >>> line = Difference("train/batch_size", "32 in what was saved, 64 here")
+        >>> [line.is_allowed([pattern]) for pattern in ("train", "train/*", "batch_size", "valid/*")]
+        [True, True, True, False]
+        """
+        names = self.path.split("/")
+        leading = ("/".join(names[:i]) for i in range(1, len(names) + 1))
+        return any(matches(allow, name) for name in (*leading, *names))
+
+
+def compare(saved: Any, here: Any, path: str = "") -> Iterator[Difference]:
     """A line for every path at which two plain trees differ."""
     if isinstance(saved, dict) and isinstance(here, dict):
         for key in {**here, **saved}:
             where = f"{path}/{key}" if path else str(key)
             if key not in saved:
-                yield f"{where}: missing in what was saved, {_short(here[key])} here"
+                yield Difference(where, f"missing in what was saved, {_short(here[key])} here")
             elif key not in here:
-                yield f"{where}: {_short(saved[key])} in what was saved, missing here"
+                yield Difference(where, f"{_short(saved[key])} in what was saved, missing here")
             else:
                 yield from compare(saved[key], here[key], where)
     elif isinstance(saved, list) and isinstance(here, list) and len(saved) == len(here):
         for i, (a, b) in enumerate(zip(saved, here, strict=True)):
             yield from compare(a, b, f"{path}/{i}")
     elif saved != here or type(saved) is not type(here):
-        yield f"{path}: {_short(saved)} in what was saved, {_short(here)} here"
+        yield Difference(path, f"{_short(saved)} in what was saved, {_short(here)} here")
+
+
+FIXED = ("network/", "optimizer/", "seed")
+"""Where a run can't be told to go on in spite of a difference: tensors of the state would have no place."""
+
+
+def compare_runs(saved: dict[str, Any], here: dict[str, Any], allow: Patterns = ()) -> list[Difference]:
+    """The differences of two fingerprints but for those that are allowed; what is `FIXED` can't be."""
+    found = compare(saved, here)
+    return [line for line in found if line.path.startswith(FIXED) or not line.is_allowed(allow)]
+
+
+def refusal(message: str, found: Sequence[str]) -> StateDictError:
+    """The error that lists what was found, and says how to continue in spite of it where that is possible."""
+    error = StateDictError(message, found)
+    paths = [line.path for line in found if isinstance(line, Difference) and not line.path.startswith(FIXED)]
+    if len(paths) == len(found):
+        error.add_note(f"to continue in spite of that: allow={list(dict.fromkeys(paths))}")
+    return error
 
 
 def _short(value: Any) -> str:
@@ -96,23 +176,27 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def differences(ctx: Context, sd: dict[str, Any], strict: bool) -> list[str]:
-    """Everything that keeps ``sd`` from being loaded into the loop of ``ctx``, a line each."""
-    if type(sd.get("version")) is int and sd["version"] != VERSION:
-        return [f"version: {sd['version']} in what was saved, {VERSION} here"]
+def differences(
+    here: dict[str, Any], ctx: Context, sd: dict[str, Any], strict: bool = True, allow: Patterns = ()
+) -> list[str]:
+    """Everything that keeps ``sd`` from being loaded into the loop of ``ctx``, a line each.
+
+    Args:
+        here: the fingerprint of that loop.
+    """
     if malformed := list(_malformed(sd, _SCHEMA, "")):
         return malformed
-    saved, here = dict(sd["fingerprint"]), fingerprint(ctx.loop)
+    saved = dict(sd["fingerprint"])
     if not strict:
         saved["callbacks"] = here["callbacks"]
-    found = [*compare(saved, here)]
+    found: list[str] = [*compare_runs(saved, here, allow)]
     if sd["stage"] not in ("", *BOUNDARIES):
         found.append(f"stage: {sd['stage']!r} in what was saved, which is not a stage to continue after")
     return [
         *found,
-        *_tensor_differences(ctx, sd),
-        *_optimizer_differences(ctx, sd),
-        *_callback_differences(ctx, sd, strict),
+        *map(str, _tensor_differences(ctx, sd)),
+        *map(str, _optimizer_differences(ctx, sd)),
+        *(line for line in _callback_differences(ctx, sd, strict) if not line.is_allowed(allow)),
     ]
 
 
@@ -143,18 +227,20 @@ def _tensor_differences(ctx: Context, sd: dict[str, Any]) -> Iterator[str]:
         "buffers": {name: buffer for name, buffer in ctx.buffers.items() if name not in names},
     }
     for part, tensors in expected.items():
-        saved = {name: _kind(tensor) for name, tensor in sd[part].items()}
-        yield from compare(saved, {name: _kind(tensor) for name, tensor in tensors.items()}, part)
+        saved = {name: kind_of(tensor) for name, tensor in sd[part].items()}
+        yield from compare(saved, {name: kind_of(tensor) for name, tensor in tensors.items()}, part)
 
 
 def _optimizer_differences(ctx: Context, sd: dict[str, Any]) -> Iterator[str]:
     for part, names in (("trainable", sd["trainable"]), ("optimizer/slots", sd["optimizer"]["slots"])):
         yield from (f"{part}/{name}: in what was saved, missing here" for name in names if name not in ctx.params)
     saved = [sorted(group) for group in sd["optimizer"]["groups"]]
-    yield from compare(saved, [sorted(group) for group in ctx.optimizer_state["groups"]], "optimizer/groups")
+    here = [sorted(group) for group in ctx.optimizer_state["groups"]]
+    yield from compare(saved, here, "optimizer/groups")
+    yield from compare([sorted(group) for group in sd["hyperparameters"]], here, "hyperparameters")
 
 
-def _callback_differences(ctx: Context, sd: dict[str, Any], strict: bool) -> Iterator[str]:
+def _callback_differences(ctx: Context, sd: dict[str, Any], strict: bool) -> Iterator[Difference]:
     """Of the saved states, but for those of callbacks that are found to be others by the fingerprint."""
     kinds = {callback.id: callback.kind for callback in ctx.loop.callbacks}
     told = sd["fingerprint"].get("callbacks") if strict else None
@@ -163,6 +249,6 @@ def _callback_differences(ctx: Context, sd: dict[str, Any], strict: bool) -> Ite
         if id in known and known[id] != kinds.get(id):
             continue
         if entry["kind"] != kinds.get(id, entry["kind"]):
-            yield f"callbacks/{id}: of kind {entry['kind']!r} in what was saved, {kinds[id]!r} here"
+            yield Difference(f"callbacks/{id}", f"of kind {entry['kind']!r} in what was saved, {kinds[id]!r} here")
         if strict and id in sd["callbacks"] and id not in kinds:
-            yield f"callbacks/{id}: a state in what was saved, no such callback here"
+            yield Difference(f"callbacks/{id}", "a state in what was saved, no such callback here")

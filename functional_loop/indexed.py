@@ -48,6 +48,7 @@ class IndexedSource(BatchSource):
             "drop_last": self.drop_last,
             "sampler": "" if order.sampler is None else type(order.sampler).__name__,
             "weighted": order.weights is not None,
+            "weights": order.weights_sha256,
         }
 
     def _indices(self, seed: int, epoch: int, start: int) -> Iterator[torch.Tensor]:

@@ -114,6 +114,15 @@ class Optimizer:
             members.append(own)
         return [*members, left] if left or not members else members
 
+    def hyperparameters_of(self, params: Tensors) -> list[dict[str, Any]]:
+        """All hyperparameters of every group, those left to torch and flags included.
+
+        >>> sgd = optimizer(torch.optim.SGD, lr=0.1)
+        >>> sgd.hyperparameters_of({"weight": torch.ones(2)})[0]["nesterov"]
+        False
+        """
+        return [without_params(group) for group in self._instance(_detached(params)).param_groups]
+
     def init(self, params: Tensors) -> State:
         """The state before the first update.
 

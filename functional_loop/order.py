@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Any
 
 import attrs
 import torch
 
+from .record import tensor_bytes
 from .rng import fold_in, seeded
 
 
@@ -25,7 +27,12 @@ class Order:
     shuffle: bool = False
     weights: torch.Tensor | None = None
     sampler: Any = None
+    weights_sha256: str = attrs.field(init=False, repr=False)
     _last: tuple[tuple[int, int], torch.Tensor] | None = attrs.field(default=None, init=False, repr=False)
+
+    @weights_sha256.default
+    def _hash_weights(self) -> str:
+        return "" if self.weights is None else sha256(tensor_bytes(self.weights)).hexdigest()
 
     def __len__(self) -> int:
         return self.rows if self.sampler is None else len(self.sampler)

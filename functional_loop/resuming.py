@@ -11,14 +11,19 @@ from .errors import CheckpointError, StateDictError
 from .folder import newest_intact, set_aside
 from .lock import FolderLock
 from .loop import Loop, init
+from .patterns import Patterns, matches
 from .store import CheckpointStore
 
 
-def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0) -> Context:
+def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0, allow: Patterns = ()) -> Context:
     """The newest intact checkpoint in the folder ``path``, or the start of a new run if there is none.
 
     A damaged file that is newer is renamed to ``….damaged``, if nothing forbids it, and a ``UserWarning`` names it.
     Resuming a finished run returns its final context and touches no file.
+
+    Args:
+        allow: differences to continue in spite of; see `load_state_dict`. With ``"seed"`` the saved one counts. To save
+            into the same folder then, its `CheckpointStore` has to allow them too.
 
     Raises:
         StateDictError: the folder holds another run, or one with another seed; the differences are listed.
@@ -39,12 +44,12 @@ def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0) -> Context:
     found, damaged = newest_intact(CheckpointStore(path).path, loop, step=None)
     ctx = init(loop, seed)
     if found is not None:
-        if found.seed != seed:
+        if found.seed != seed and not matches(allow, "seed"):
             raise StateDictError(
                 f"{path} holds a run with another seed; resume with that one, or give this run a folder of its own:",
                 [f"seed: {found.seed} in what was saved, {seed} here"],
             )
-        ctx = found.into(ctx)
+        ctx = found.into(ctx, allow)
     for broken, error in damaged.items():
         instead = f"using {found.path.name}" if found else "starting from the beginning"
         warnings.warn(f"{error}; {_set_aside(broken)}, {instead}", UserWarning, stacklevel=2)

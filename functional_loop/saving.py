@@ -5,24 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import functional_loop
-
 from . import checkpoint_file
 from .context import Context
-from .errors import CheckpointError, StateDictError
+from .errors import CheckpointError
 from .folder import PLACE, Entry, delete, entries, newest_metadata, readable, signature
-from .identity import compare
+from .identity import compare_runs, refusal
+from .patterns import Patterns
 from .retention import Retention
 
 
 class Saver:
     """Writes the checkpoints of one run into ``folder``; one thread at a time, see `FolderLock`."""
 
-    def __init__(self, folder: Path, retention: Retention) -> None:
+    def __init__(self, folder: Path, retention: Retention, allow: Patterns = ()) -> None:
         self.folder = folder
         self.retention = retention
+        self.allow = allow
         self.forget()
 
     def forget(self) -> None:
@@ -40,8 +38,8 @@ class Saver:
         saved = self._identity
         if saved is None and (metadata := newest_metadata(self.folder)) is not None:
             saved = identity_of(metadata)
-        if saved is not None and (differences := list(compare(saved, identity))):
-            raise StateDictError(
+        if saved is not None and (differences := compare_runs(saved, identity, self.allow)):
+            raise refusal(
                 f"{self.folder} holds checkpoints of another run; give this run a folder of its own:", differences
             )
 
@@ -69,7 +67,7 @@ class Saver:
             saved = identity_of(entry.verify())
         except CheckpointError as error:
             raise CheckpointError(f"refused to write over a file that is not intact, move it away: {error}") from error
-        if differences := list(compare(saved, identity)):
+        if differences := compare_runs(saved, identity, self.allow):
             raise CheckpointError(f"refused to write over {path}, which is of another run: {'; '.join(differences)}")
 
     def _too_old(self, newest: int, identity: dict[str, Any]) -> list[Path]:
@@ -77,7 +75,7 @@ class Saver:
         if self.retention == Retention():
             return []
         found = readable([entry for entry in entries(self.folder) if entry.global_step <= newest])
-        own = [(entry, metadata) for entry, metadata in found if not any(compare(identity_of(metadata), identity))]
+        own = [item for item in found if not compare_runs(identity_of(item[1]), identity, self.allow)]
         kept = self.retention.kept(metadata for _, metadata in own)
         return [entry.path for entry, _ in own if entry.global_step not in kept]
 
@@ -90,10 +88,9 @@ def describe(ctx: Context, state: dict[str, Any]) -> dict[str, Any]:
         "last_scores_valid": dict(ctx.last_scores_valid),
         "minimize": {measure.id: measure.minimize for measure in ctx.loop.measures_valid},
         "epochs": ctx.loop.epochs,
-        "fingerprint": state["fingerprint"],
-        "versions": {"functional_loop": functional_loop.__version__, "torch": str(torch.__version__)},
+        **{name: state[name] for name in ("version", "fingerprint", "environment")},
     }
 
 
 def identity_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {"seed": metadata["seed"], "fingerprint": metadata["fingerprint"]}
+    return {"seed": metadata["seed"], **metadata["fingerprint"]}

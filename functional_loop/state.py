@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .borrowed import numbers_of
 from .context import Context, check_boundary, check_context
 from .errors import StateDictError
-from .identity import PLACE, TREES, VERSION, differences, fingerprint
+from .identity import PLACE, TREES, Difference, compare, differences, identity, refusal
+from .migrations import VERSION, migrate
 from .network import state_names
+from .patterns import Patterns
 from .plain import check_plain, decode, encode
 from .record import evolve, tensor_bytes
 
@@ -38,7 +41,7 @@ def state_dict(ctx: Context) -> StateDict:
     ('batch_end', 3, 0.003)
     """
     durable = _durable(ctx, "state_dict")
-    return {"version": VERSION, "fingerprint": fingerprint(ctx.loop), **durable}
+    return {"version": VERSION, **identity(ctx.loop), **durable}
 
 
 def _durable(ctx: Context, function: str) -> StateDict:
@@ -67,14 +70,23 @@ def _slots(ctx: Context, volatile: bool) -> dict[str, Any]:
     }
 
 
-def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True) -> Context:
+def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True, allow: Patterns = ()) -> Context:
     """The context that ``sd`` was taken from, in the loop of ``ctx``, such as a fresh ``init(loop)``.
 
-    The seed is the saved one. Neither argument is written to, and the tensors are copies.
+    The seed is the saved one. Neither argument is written to, and the tensors are copies. State dicts of earlier
+    versions are migrated.
+
+    What was saved counts, hyperparameters included: where the optimizer was given others, a ``UserWarning`` lists the
+    old and new ones. Another lists what may change bits from here on: versions, threads, machine, device, deterministic
+    flags, compilation, kernels.
 
     Args:
         strict: with ``False`` callbacks may have come and gone: a state that no callback takes is dropped with a
             warning, a callback without a saved state starts afresh.
+        allow: differences to continue in spite of, without error or warning: their paths as they are listed, parts of
+            these (``"train"``, ``"batch_size"``) or shell globs. The loop then counts and not what was saved: data go
+            on at the same number of batches, an allowed hyperparameter (``"lr"``) takes effect, and an epoch begun
+            with other measures has no scores of them. Network and optimizer must be the same; see `from_checkpoint`.
 
     Raises:
         StateDictError: the state dict belongs to another network, optimizer, data, measures or callbacks; every path
@@ -94,15 +106,63 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True) -> Cont
             f"not a state dict of a Context: it has the keys {', '.join(map(repr, list(sd)[:3]))}. That of a module is "
             "for the module with which the Loop is made"
         )
-    if found := differences(ctx, sd, strict):
-        advice = "" if differences(ctx, sd, strict=False) else " (strict=False lets callbacks come and go)"
-        raise StateDictError(f"the state dict does not belong to this loop{advice}:", found)
+    sd, here = migrate(sd), identity(ctx.loop)
+    if found := differences(here["fingerprint"], ctx, sd, strict, allow):
+        unless = differences(here["fingerprint"], ctx, sd, strict=False, allow=allow)
+        advice = "" if unless else " (strict=False lets callbacks come and go)"
+        raise refusal(f"the state dict does not belong to this loop{advice}:", found)
+    for id in sd["callbacks"].keys() - ctx.callbacks.keys():
+        if not Difference(f"callbacks/{id}", "").is_allowed(allow):
+            warnings.warn(f"the saved state of callback {id!r} is dropped: the loop has no such callback", stacklevel=2)
+    _warn_of_environment([*compare(sd["environment"], here["environment"])], allow)
+    given = [*compare(sd["hyperparameters"], here["hyperparameters"], "hyperparameters")]
+    changed = {line.path.split("/")[0] for line in compare(sd["fingerprint"], here["fingerprint"])}
+    return _adapted(_with_given(_loaded(ctx, sd), given, allow), changed)
+
+
+def _warn_of_environment(found: list[Difference], allow: Patterns) -> None:
+    if left := [line for line in found if not line.is_allowed(allow)]:
+        warnings.warn(
+            "bits may differ from here on from those of an uninterrupted run: the environment is another: "
+            + "; ".join(left)
+            + f" (allow={[line.path for line in left]} silences this)",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _with_given(ctx: Context, found: list[Difference], allow: Patterns) -> Context:
+    """``ctx`` with the hyperparameters that are allowed to differ from those that the run began with."""
+    given = [numbers_of(group) for group in ctx.loop.optimizer.hyperparameters_of(ctx.params)] if found else []
+    for line in found:
+        if line.is_allowed(allow):
+            _, group, name, *_ = line.path.split("/")
+            ctx = ctx.with_hyperparameters(int(group), **{name: given[int(group)][name]})
+    if left := [line for line in found if not line.is_allowed(allow)]:
+        warnings.warn(
+            "the optimizer was given other hyperparameters, but those in what was saved stay in force: "
+            + "; ".join(left)
+            + f" (allow={[line.path for line in left]} lets them take effect)",
+            UserWarning,
+            stacklevel=3,
+        )
+    return ctx
+
+
+def _adapted(ctx: Context, changed: set[str]) -> Context:
+    """``ctx`` without what was begun on other validation data or with other measures: its end would have no meaning."""
+    if "measures_train" in changed:
+        ctx = evolve(ctx, measures={**ctx.measures, "train": ()})
+    if changed & {"valid", "measures_valid"} and ctx.stage == "batch_valid_end":
+        ctx = evolve(ctx, stage="before_valid", step_valid=0, measures={**ctx.measures, "valid": ()})
+    return ctx
+
+
+def _loaded(ctx: Context, sd: StateDict) -> Context:
     device = ctx.loop.device
     names = {first: name for name, first in reversed(state_names(ctx.loop.template()).items())}
     saved = {**sd["buffers"], **{first: sd["network"][name] for first, name in names.items()}}
     entries = {**sd["callbacks"], **sd["volatile"]}
-    for id in sd["callbacks"].keys() - ctx.callbacks.keys():
-        warnings.warn(f"the saved state of callback {id!r} is dropped: the loop has no such callback", stacklevel=2)
     slots = {id: decode(entry["state"]) for id, entry in entries.items() if id in ctx.callbacks}
     groups, by_name = decode(sd["optimizer"]["groups"]), decode(sd["optimizer"]["slots"])
     return evolve(

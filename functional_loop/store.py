@@ -16,6 +16,7 @@ from .folder import delete, entries, entry_of, left_over, newest_intact, readabl
 from .identity import fingerprint
 from .lock import FolderLock
 from .loop import Loop, init
+from .patterns import Patterns
 from .retention import Retention, best_steps
 from .saving import Saver, describe, identity_of
 from .state import state_dict
@@ -34,6 +35,8 @@ class CheckpointStore:
         keep_best: the id of a validation measure, or a pair of it and a number: so many steps of the best scores are
             kept beside the last ones. A score counts at the end of its epoch.
         every: a number of steps: the first checkpoint at or after each multiple of it is kept for good.
+        allow: differences in spite of which a run is loaded from here, and goes on being saved here; see
+            `load_state_dict`.
 
     Nothing is deleted before a newer checkpoint is on the disk, and never the newest.
 
@@ -61,10 +64,12 @@ class CheckpointStore:
         keep_last: int | None = None,
         keep_best: str | tuple[str, int] | None = None,
         every: int | None = None,
+        allow: Patterns = (),
     ) -> None:
         self.path = Path(path)
         self.retention = Retention(keep_last, keep_best, every)
-        self._saver = Saver(self.path, self.retention)
+        self.allow = allow
+        self._saver = Saver(self.path, self.retention, allow)
         self._lock: FolderLock | None = None
         self._background = Background()
         if self.path.exists() and not self.path.is_dir():
@@ -78,7 +83,7 @@ class CheckpointStore:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is another store of the same folder."""
         kept = self.retention
-        return CheckpointStore, (self.path, kept.keep_last, kept.keep_best, kept.every)
+        return CheckpointStore, (self.path, kept.keep_last, kept.keep_best, kept.every, self.allow)
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +152,7 @@ class CheckpointStore:
         """
         check_context(ctx, "check")
         self.retention.check(ctx.loop)
-        self._saver.check_run({"seed": ctx.seed, "fingerprint": fingerprint(ctx.loop)})
+        self._saver.check_run({"seed": ctx.seed, **fingerprint(ctx.loop)})
         self._locked()
 
     def save(self, ctx: Context, wait: bool = True) -> Path:
@@ -210,11 +215,12 @@ class CheckpointStore:
                 self._lock.release()
                 self._lock = None
 
-    def load(self, loop: Loop, step: int | None = None) -> Context:
+    def load(self, loop: Loop, step: int | None = None, allow: Patterns | None = None) -> Context:
         """The context saved at ``global_step`` ``step``, or the newest one, with every bit of its file verified.
 
         Damaged files that are newer than the one loaded are named in a ``UserWarning``. The context of a finished
-        run is taken only where ``loop`` has nothing left to train, else the ``epoch_end`` before it.
+        run is taken only where ``loop`` has nothing left to train, else the ``epoch_end`` before it. ``allow`` is for
+        once what that of the store is for all.
 
         Raises:
             FileNotFoundError: there is no checkpoint, or none of that step.
@@ -230,7 +236,7 @@ class CheckpointStore:
             raise CheckpointError("\n".join(str(error) for error in damaged.values()))
         for error in damaged.values():
             warnings.warn(f"{error}; using {found.path.name}", UserWarning, stacklevel=2)
-        return found.into(init(loop, seed=found.seed))
+        return found.into(init(loop, seed=found.seed), self.allow if allow is None else allow)
 
     def _locked(self) -> FolderLock:
         """The lock of the folder, which is made if there is none.

@@ -209,11 +209,10 @@ def test_content_of_the_data_counts_if_asked() -> None:
     [
         {"epochs": 9},
         {"network": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))},
-        {"optimizer": fl.optimizer(torch.optim.AdamW, lr=0.5)},
         {"callbacks": [recorder([], repr), counter()]},
         {"callbacks": [counter(), fl.Callback("plain", epoch_end=lambda ctx: ctx)]},
     ],
-    ids=["longer", "other values", "other learning rate", "an observer", "a callback without state"],
+    ids=["longer", "other values", "an observer", "a callback without state"],
 )
 def test_values_epochs_and_callbacks_without_state_may_differ(changes: dict[str, Any]) -> None:
     ctx = middle()
@@ -263,6 +262,7 @@ def damaged(sd: Any, path: tuple[Any, ...], value: Any) -> Any:
     return tree
 
 
+@pytest.mark.filterwarnings("ignore:bits may differ", "ignore:the optimizer was given other hyperparameters")
 @pytest.mark.parametrize("value", [KeyError, None, "nonsense", 3, []], ids=["missing", "None", "str", "int", "list"])
 def test_a_damaged_state_dict_is_a_state_dict_error_or_loads(value: Any) -> None:
     sd = fl.state_dict(middle())

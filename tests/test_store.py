@@ -154,8 +154,9 @@ def test_metadata_tells_the_place_and_the_run(tmp_path: Path) -> None:
         "last_scores_valid": {},
         "minimize": {},
         "epochs": 2,
+        "version": 1,
         "fingerprint": fl.fingerprint(LOOP),
-        "versions": {"functional_loop": fl.__version__, "torch": torch.__version__},
+        "environment": fl.state_dict(at(4))["environment"],
     }
 
 
@@ -282,7 +283,7 @@ def test_another_network_is_refused_with_the_differences(tmp_path: Path, read: A
 @pytest.mark.parametrize("used", [False, True], ids=["new store", "used store"])
 @pytest.mark.parametrize(
     ("other", "difference"),
-    [(fl.init(LOOP, seed=1), "seed"), (fl.init(make_loop(width=5)), "fingerprint/network")],
+    [(fl.init(LOOP, seed=1), "seed"), (fl.init(make_loop(width=5)), "network")],
     ids=["seed", "network"],
 )
 def test_another_run_is_refused_a_folder(tmp_path: Path, used: bool, other: fl.Context, difference: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``functional-loop train TARGET --run DIR``."""
+"""The command line: ``functional-loop train TARGET --run DIR``, ``functional-loop export FILE OUT``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..record import did_you_mean
+from . import export
 from .usage import Parser, UsageError
 
 _FLAGS = ("--run", "--seed", "--epochs", "--every-steps", "--help")
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     options = _parse(arguments)
+    if options.command == "export":
+        return export.export(options.file, options.out)
     for extra in ("rich", "matplotlib"):
         if importlib.util.find_spec(extra) is None:
             raise UsageError(f"the command line needs {extra}: pip install functional-loop[cli]")
@@ -53,7 +56,7 @@ def _run(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("functional-loop", description="Train PyTorch models, and continue where training stopped.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,export}")
     train = commands.add_parser(
         "train",
         allow_abbrev=False,
@@ -67,6 +70,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     train.add_argument("--seed", metavar="N", type=int, default=0, help="everything random is a function of it (0)")
     train.add_argument("--epochs", metavar="N", type=_natural, help="in place of the loop's own number of epochs")
     train.add_argument("--every-steps", metavar="N", type=_positive, help="save every N batches, not only every epoch")
+    export.add_parser(commands)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         train.error(f"unknown argument {unknown[0]}{did_you_mean(unknown[0], _FLAGS)}")

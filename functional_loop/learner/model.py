@@ -13,7 +13,7 @@ from torch.func import functional_call
 from ..context import Context, first_output
 from ..errors import StateDictError
 from ..export import to_module
-from ..identity import compare, fingerprint
+from ..identity import compare
 from ..loop import Loop, init, make_module
 from ..plain import decode
 from ..rng import fold_in, seeded
@@ -29,7 +29,6 @@ class TrainedModel:
         final: the state dict of the finished run.
         last_epoch: the state dict at the end of the last epoch, from which a continuation starts: what callbacks do in
             ``end``, such as to restore the best weights, is not in it.
-        hyperparameters: those of the optimizer's groups when training began.
 
     >>> from functional_loop.learner import TorchRegressor
     >>> x = torch.linspace(0, 1, 20).unsqueeze(1)
@@ -43,13 +42,11 @@ class TrainedModel:
     network: nn.Module
     final: StateDict
     last_epoch: StateDict
-    hyperparameters: list[dict[str, Any]]
 
     @classmethod
     def of(cls, end: Context, last: Context) -> TrainedModel:
         """The model of a finished run and the boundary before its end."""
-        hyperparameters = end.loop.optimizer.init(end.params)["groups"]
-        return cls(to_module(end).eval(), state_dict(end), state_dict(last), hyperparameters)
+        return cls(to_module(end).eval(), state_dict(end), state_dict(last))
 
     @property
     def epochs(self) -> int:
@@ -85,15 +82,8 @@ class TrainedModel:
         Raises:
             StateDictError: its network, optimizer, measures or callbacks are others.
         """
-        here = fingerprint(loop)
-        data = {"train": here["train"], "valid": here["valid"]}
-        saved = {**self.last_epoch, "terminate": False, "fingerprint": {**self.last_epoch["fingerprint"], **data}}
-        fresh = init(loop, self.seed)
-        ctx = load_state_dict(fresh, saved)
-        groups = zip(self.hyperparameters, fresh.optimizer_state["groups"], strict=True)
-        for group, (before, now) in enumerate(groups):
-            ctx = ctx.with_hyperparameters(group, **{n: value for n, value in now.items() if value != before[n]})
-        return ctx
+        saved = {**self.last_epoch, "terminate": False}
+        return load_state_dict(init(loop, self.seed), saved, allow=["train", "valid", "hyperparameters"])
 
     def outputs(self, x: Tensor, batch_size: int) -> Tensor:
         """The (first) outputs of the network for the rows of ``x``, on the CPU; nothing is written to.
@@ -117,11 +107,7 @@ class TrainedModel:
 
     def plain(self) -> dict[str, Any]:
         """What a file keeps of it: the same tensors, in plain containers."""
-        return {
-            "final": self.final,
-            "last_epoch": self.last_epoch,
-            "hyperparameters": self.hyperparameters,
-        }
+        return {"final": self.final, "last_epoch": self.last_epoch}
 
     @classmethod
     def from_plain(cls, saved: dict[str, Any], network: Any, device: torch.device) -> TrainedModel:

@@ -1,0 +1,69 @@
+"""``export``: the network of a checkpoint for other tools, without the code that trained it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoint_file
+from ..errors import FunctionalLoopError
+from ..exchange import plain_checkpoint, write_safetensors
+from ..migrations import migrate
+from ..state import StateDict
+from .usage import UsageError
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to those of a parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "export",
+        allow_abbrev=False,
+        help="write a checkpoint for other tools",
+        description="Write the network of a checkpoint to a safetensors file, or network and optimizer to a file for "
+        "torch.load: a dict of their state_dict().",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="a checkpoint, step-....safetensors")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new file, .safetensors or .pt")
+
+
+def export(file: Path, out: Path) -> int:
+    """Write what ``file`` holds to the new file ``out``; the exit code, 0.
+
+    Raises:
+        UsageError: ``file`` is no intact checkpoint, ``out`` exists or is of another kind.
+    """
+    if out.suffix not in (".safetensors", ".pt"):
+        raise UsageError(f"OUT must end in .safetensors or .pt, not {out.name!r}")
+    if out.exists():
+        raise UsageError(f"{out} exists")
+    if out.suffix == ".safetensors" and importlib.util.find_spec("safetensors") is None:
+        raise UsageError("safetensors files need the package: pip install functional-loop[safetensors]")
+    try:
+        state, metadata = checkpoint_file.read(file)
+        if "fingerprint" not in metadata:
+            raise UsageError(f"{file} is no checkpoint of a run")
+        state = migrate(state)
+    except (FunctionalLoopError, OSError) as error:
+        raise UsageError(str(error)) from None
+    _write(state, out)
+    print(f"{out}: {len(state['network'])} tensors, after step {state['global_step']}")
+    return 0
+
+
+def _write(state: StateDict, out: Path) -> None:
+    """Write a file beside ``out`` that takes its place when it is complete."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        if out.suffix == ".pt":
+            torch.save(plain_checkpoint(state), temporary)
+        else:
+            write_safetensors(state["network"], temporary)
+        temporary.replace(out)
+    except Exception as error:  # each library has errors of its own for a disk that is full
+        raise UsageError(f"{out} could not be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
