@@ -21,7 +21,8 @@ def modules() -> list[str]:
         module.name
         for package in packages
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-        if not module.name.endswith("__main__")
+        # The peers are in environments of their own.
+        if not module.name.endswith("__main__") and not module.name.startswith("bench.peers.")
     }
     return sorted(found | {package.__name__ for package in packages})
 
