@@ -44,9 +44,14 @@ class Adapter:
             kind=f"{kind.__module__}.{kind.__qualname__}",
             resume=self._resume,
             volatile=self.callback.volatile,
+            replays=self._replays(keeps_state),
             source=self.callback,
             **hooks,
         )
+
+    def _replays(self, keeps_state: bool) -> bool:
+        declared = self.callback.replays
+        return declared if declared is not None else keeps_state and not self.callback.volatile
 
     def _hook(self, stage: str, ctx: Context) -> Context:
         slot = ctx.callbacks[self.id]

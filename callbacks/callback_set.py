@@ -30,6 +30,9 @@ class CallbackSet:
         ctx: the `ContextView`, or ``None``.
         volatile: its state is not the same in every run (a clock's, say): it is kept over restarts, but is no part of
             the digest and identity of a run.
+        replays: whether a replay of a run calls it. By default one that keeps a state is called, so that states can be
+            compared, and one that keeps none is not, because all it does is done to the world. ``True`` is for one
+            that keeps none and changes training, ``False`` for one whose effects must not be repeated.
         environment: fields of ``ctx`` that only the one who trains can know: ``learner``, ``task_train``,
             ``task_valid`` and ``prediction_encoder``; set before training.
 
@@ -56,6 +59,7 @@ class CallbackSet:
     weight: float = 0.0
     ctx: ContextView = None  # type: ignore[assignment]  # always set inside a hook, where it is read
     volatile: bool = False
+    replays: bool | None = None
     environment: Mapping[str, Any] = MappingProxyType({})
     known_state: Any = None
     """The slot whose state the object has, kept by the loop: not to be written to."""

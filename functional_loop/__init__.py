@@ -1,8 +1,10 @@
 """functional_loop: training as a pure function of one frozen record, ``train: Context -> Context``."""
 
 from . import testing
+from .bisection import bisect
 from .context import Context, boundary
 from .data import Batch, BatchSource, as_batch, batches
+from .differences import Difference, differences
 from .errors import CheckpointError, FunctionalLoopError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
@@ -12,6 +14,7 @@ from .loop import Loop, init
 from .measures import Measure, measure
 from .optimizers import Optimizer, optimizer
 from .record import evolve, record, static, tree_equal, tree_map
+from .replay import replay, verify
 from .resuming import resume
 from .rng import fold_in, seeded
 from .stages import STAGES, Callback, Hook, compose, every, when
@@ -29,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointStore",
     "Context",
+    "Difference",
     "FunctionalLoopError",
     "Hook",
     "Loop",
@@ -38,9 +42,11 @@ __all__ = [
     "StoreInUseError",
     "as_batch",
     "batches",
+    "bisect",
     "boundary",
     "compose",
     "context_of",
+    "differences",
     "digest",
     "every",
     "evolve",
@@ -55,6 +61,7 @@ __all__ = [
     "optimizer",
     "predict",
     "record",
+    "replay",
     "resume",
     "seeded",
     "state_dict",
@@ -69,5 +76,6 @@ __all__ = [
     "tree_equal",
     "tree_map",
     "validate",
+    "verify",
     "when",
 ]

@@ -76,6 +76,7 @@ class Callback:
             what it returns is checked and dropped.
         volatile: its state is kept over restarts but is not the same in every run (a clock's): it is no part of the
             digest nor of the run's identity, and the callback may come and go.
+        replays: whether a replay of a run calls it; false for one that only touches the world, by files or a screen.
         source: what the callback was made from, for others to find; ``None`` if it is pure.
         hooks: a function ``Context -> Context`` by stage; see `STAGES`.
 
@@ -99,6 +100,7 @@ class Callback:
     kind: str
     resume: Hook | None
     volatile: bool
+    replays: bool
     source: Any
     hooks: dict[str, Hook]
 
@@ -111,6 +113,7 @@ class Callback:
         kind: str = "",
         resume: Hook | None = None,
         volatile: bool = False,
+        replays: bool = True,
         source: Any = None,
         **hooks: Unpack[Hooks],
     ) -> None:
@@ -131,7 +134,7 @@ class Callback:
             if function is not None and not callable(function):
                 raise TypeError(f"callback {id!r}: {name} must be a function of the context, not {function!r}")
         ordered = {stage: given[stage] for stage in STAGES if given.get(stage) is not None}
-        self.__attrs_init__(id, init, float(weight), kind, resume, volatile, source, ordered)
+        self.__attrs_init__(id, init, float(weight), kind, resume, volatile, replays, source, ordered)
 
     @property
     def keeps_state(self) -> bool:
