@@ -202,6 +202,7 @@ def with_weight(callback: Callback, weight: float) -> Callback:
         kind=callback.kind,
         resume=callback.resume,
         volatile=callback.volatile,
+        replays=callback.replays,
         source=callback.source,
         **callback.hooks,
     )

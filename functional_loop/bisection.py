@@ -12,11 +12,11 @@ import attrs
 
 from . import checkpoint_file
 from .context import Context
-from .differences import Difference, differences
+from .differences import Difference
 from .loop import Loop, init
 from .place import Place
 from .record import evolve
-from .replay import load, replay, saved_files, walk_quietly
+from .replay import load, replay, replayed_differences, saved_files, walk_quietly
 from .state import StateDict, state_dict
 
 
@@ -127,7 +127,11 @@ def bisect(loops: tuple[Loop, Loop], paths: tuple[str | os.PathLike[str], str | 
 
 
 def _compare(a: _Run, b: _Run, place: Place | None) -> tuple[Difference, ...]:
-    return tuple(differences(a.state(place), b.state(place)))
+    return _differences(a, b, a.state(place), b.state(place))
+
+
+def _differences(a: _Run, b: _Run, left: StateDict, right: StateDict) -> tuple[Difference, ...]:
+    return tuple(replayed_differences([a.loop, b.loop], left, right))
 
 
 def _walk(a: _Run, b: _Run, start: Place | None, stop: Place) -> Parting:
@@ -136,13 +140,13 @@ def _walk(a: _Run, b: _Run, start: Place | None, stop: Place) -> Parting:
     equal = begun = Place.of(contexts[0])
     with closing(walk_quietly(contexts[0])) as walk_a, closing(walk_quietly(contexts[1])) as walk_b:
         for ctx_a, ctx_b in zip(walk_a, walk_b, strict=False):
-            if found := differences(state_dict(ctx_a), state_dict(ctx_b)):
-                return Parting(equal, min(Place.of(ctx_a), Place.of(ctx_b)), tuple(found))
+            if found := _differences(a, b, state_dict(ctx_a), state_dict(ctx_b)):
+                return Parting(equal, min(Place.of(ctx_a), Place.of(ctx_b)), found)
             contexts = ctx_a, ctx_b
             if Place.of(ctx_a) >= stop:
                 break
             equal = Place.of(ctx_a)
     # Both replays agree, so that at least one of the two is not what was saved.
     pairs: Iterable[tuple[int, _Run, Context]] = zip((0, 1), (a, b), contexts, strict=True)
-    unfaithful = tuple(n for n, run, ctx in pairs if differences(state_dict(ctx), run.state(stop)))
+    unfaithful = tuple(n for n, run, ctx in pairs if _differences(a, b, state_dict(ctx), run.state(stop)))
     return Parting(begun, stop, _compare(a, b, stop), unfaithful)

@@ -29,8 +29,9 @@ class Place:
     @classmethod
     def of(cls, at: Context | Mapping[str, Any]) -> Place:
         """The place of a context, or of its state dict."""
-        read = at.get if isinstance(at, Mapping) else lambda name: getattr(at, name)
-        return cls(read("global_step"), read("epoch"), _ORDER.index(read("stage")), read("step_valid"))
+        if isinstance(at, Mapping):
+            return cls(at["global_step"], at["epoch"], _ORDER.index(at["stage"]), at["step_valid"])
+        return cls(at.global_step, at.epoch, _ORDER.index(at.stage), at.step_valid)
 
     @property
     def stage(self) -> str:
