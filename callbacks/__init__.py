@@ -15,6 +15,7 @@ from .dictionary import (
     t_clbks,
     torch_callbacks,
 )
+from .digest_trace import digest_trace, first_parting
 from .early_stopping import early_stopping
 from .history import history, to_frame
 from .json_log import CallbackSetJSONLog, json_log
@@ -36,6 +37,7 @@ from .lr_schedulers import (
 from .monitors import grad_norm, param_norm
 from .param_set import Param, ParamSet
 from .progress import CallbackSetProgress, progress
+from .stop_on_signal import CallbackSetStopOnSignal, stop_on_signal
 from .tb import CallbackSetTB, tb
 from .terminate_on_nan import terminate_on_nan
 from .throughput import CallbackSetThroughput, throughput
@@ -50,6 +52,7 @@ __all__ = [
     "CallbackSetCheckpoint",
     "CallbackSetJSONLog",
     "CallbackSetProgress",
+    "CallbackSetStopOnSignal",
     "CallbackSetTB",
     "CallbackSetThroughput",
     "CallbackSetTimer",
@@ -66,8 +69,10 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "csv_log",
+    "digest_trace",
     "early_stopping",
     "ema",
+    "first_parting",
     "grad_norm",
     "history",
     "json_log",
@@ -89,6 +94,7 @@ __all__ = [
     "lr_warm_restarts",
     "param_norm",
     "progress",
+    "stop_on_signal",
     "swa",
     "t_clbk",
     "t_clbks",

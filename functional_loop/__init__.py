@@ -17,6 +17,7 @@ from .record import evolve, record, static, tree_equal, tree_map
 from .replay import replay, verify
 from .resuming import resume
 from .rng import fold_in, seeded
+from .signals import Signals
 from .stages import STAGES, Callback, Hook, compose, every, when
 from .state import digest, load_state_dict, state_dict
 from .store import CheckpointStore
@@ -38,6 +39,7 @@ __all__ = [
     "Loop",
     "Measure",
     "Optimizer",
+    "Signals",
     "StateDictError",
     "StoreInUseError",
     "as_batch",

@@ -17,10 +17,10 @@ from rich.console import Console
 
 import functional_loop as fl
 from functional_loop.cli import main
-from functional_loop.cli.interrupts import Interrupts
 from functional_loop.cli.progress import LiveProgress, progress
 from functional_loop.cli.report import format_score
 from functional_loop.cli.target import load_loop
+from functional_loop.signals import Signals
 
 # A loop of 5 batches an epoch, in which training is as random as it gets, and which can be told to get into trouble:
 # TROUBLE="7:SIGINT" in the environment sends it that signal in the 7th batch.
@@ -104,7 +104,8 @@ def test_a_run_leaves_scores_a_picture_and_a_digest(project: Path, capsys: pytes
     assert set(rows[0]) == {"epoch", "train.accuracy", "valid.accuracy"}
     assert all(f"{float(row['valid.accuracy']):.4f}" in out for row in rows)
     assert (project / "run/learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in (project / "run").iterdir()} == {"checkpoints", "history.csv", "learning_curve.png"}
+    files = {"checkpoints", "history.csv", "learning_curve.png", "run.json"}
+    assert {path.name for path in (project / "run").iterdir()} == files
 
 
 def test_a_finished_run_is_not_trained_again(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +127,7 @@ def test_more_epochs_continue_a_finished_run(project: Path, capsys: pytest.Captu
     assert digest_in(out) == whole_run(capsys, "--epochs", "6")
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
 def test_a_signal_saves_in_mid_epoch_and_the_same_command_continues_to_the_same_bits(
     project: Path, capsys: pytest.CaptureFixture[str], name: str, code: int
 ) -> None:
@@ -140,6 +141,24 @@ def test_a_signal_saves_in_mid_epoch_and_the_same_command_continues_to_the_same_
     out = capsys.readouterr().out
     assert "continuing after step 2 of 5 of epoch 2 of 4" in out
     assert digest_in(out) == whole_run(capsys)
+
+
+def test_sigusr1_runs_the_command_that_queues_the_job_again(project: Path) -> None:
+    stopped = run_in_a_process("TROUBLE", "7:SIGUSR1", "--requeue", "ls run/checkpoints > requeued; exit 3")
+    assert stopped.returncode == 138
+    assert "step-00000007.safetensors" in (project / "requeued").read_text()
+    assert stopped.stderr == "functional-loop: --requeue failed with exit code 3\n"
+    assert run_in_a_process("TROUBLE", "9:SIGTERM", "--requeue", "touch again").returncode == 143
+    assert not (project / "again").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_in_a_process("TROUBLE", "2:SIGKILL").returncode == -signal.SIGKILL
+    assert [path.name for path in (project / "run").iterdir()] == ["run.json"]
+    assert main(TRAIN) == 0
+    assert "a new run of 4 epochs" in capsys.readouterr().out
 
 
 def test_a_killed_run_continues_from_what_it_saved_last(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +197,7 @@ def test_a_terminal_shows_place_loss_and_scores(project: Path) -> None:
     loop = load_loop("project_loops.py:loop")
     ctx = fl.train(fl.init(loop), steps=7)
     console = Console(file=io.StringIO(), force_terminal=True, width=160, _environ={})
-    with progress(console, fl.init(loop), Interrupts()) as display:
+    with progress(console, fl.init(loop), Signals()) as display:
         display.show(ctx)
     assert isinstance(display, LiveProgress)
     assert isinstance(console.file, io.StringIO)

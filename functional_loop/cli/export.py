@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,17 +16,9 @@ from ..state import StateDict
 from .usage import UsageError
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to those of a parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "export",
-        allow_abbrev=False,
-        help="write a checkpoint for other tools",
-        description="Write the network of a checkpoint to a safetensors file, or network and optimizer to a file for "
-        "torch.load: a dict of their state_dict().",
-    )
-    parser.add_argument("file", metavar="FILE", type=Path, help="a checkpoint, step-....safetensors")
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new file, .safetensors or .pt")
+def run(options: argparse.Namespace, command: str) -> int:
+    """Write what ``options.file`` holds to the new file ``options.out``."""
+    return export(options.file, options.out)
 
 
 def export(file: Path, out: Path) -> int:

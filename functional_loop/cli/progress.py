@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..context import Context
-from .interrupts import Interrupts
+from ..signals import Signals
 from .report import format_score
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -27,10 +27,10 @@ class Progress(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def progress(console: Console, ctx: Context, interrupts: Interrupts) -> Progress:
+def progress(console: Console, ctx: Context, signals: Signals) -> Progress:
     """The display that suits ``console``, of a run that starts at ``ctx``."""
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveProgress(console, ctx, interrupts)
+        return LiveProgress(console, ctx, signals)
     return PlainProgress(console, ctx)
 
 
@@ -77,9 +77,9 @@ class LiveProgress:
     draws, and reads the loss only then.
     """
 
-    def __init__(self, console: Console, ctx: Context, interrupts: Interrupts) -> None:
+    def __init__(self, console: Console, ctx: Context, signals: Signals) -> None:
         self._ctx = ctx
-        self._interrupts = interrupts
+        self._signals = signals
         self._scores: list[str] = []
         self._speed = Speed(ctx)
         self._live = Live(
@@ -101,7 +101,7 @@ class LiveProgress:
         self._scores = describe_scores(ctx) or self._scores
         line = Table.grid(padding=(0, 2))
         line.add_row(describe_place(ctx), _bar(ctx), describe_loss(ctx), f"{self._speed(ctx):.1f} batches/s")
-        stopping = "stopping after this batch; Ctrl-C again stops at once" if self._interrupts.received else ""
+        stopping = "stopping after this batch; Ctrl-C again stops at once" if self._signals.received else ""
         return Group(line, Text(stopping or "  ".join(self._scores), style="yellow" if stopping else "dim"))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..callbacks import history
 from ..loop import Loop
 from ..record import did_you_mean, evolve
 from .usage import UsageError
@@ -41,6 +42,13 @@ def load_loop(target: str, epochs: int | None = None) -> Loop:
         raise UsageError(f"{place} has no {name!r}{did_you_mean(name, public)}")
     loop = _as_loop(target, getattr(module, name))
     return loop if epochs is None else evolve(loop, epochs=epochs)
+
+
+def with_history(loop: Loop) -> Loop:
+    """``loop`` with a `history`, which the command line adds to every loop that has none."""
+    if any(callback.id == "history" for callback in loop.callbacks):
+        return loop
+    return evolve(loop, callbacks=[*loop.callbacks, history()])
 
 
 def _import_module(place: str) -> ModuleType:

@@ -2,66 +2,61 @@
 
 from __future__ import annotations
 
+import argparse
+import subprocess
 import sys
 import traceback
 import warnings
 from pathlib import Path
 
-from rich.console import Console
-
-from ..callbacks import history
 from ..context import Context
 from ..errors import CheckpointError, StateDictError, context_of
 from ..lock import NAME as LOCK
 from ..loop import Loop
-from ..record import evolve
 from ..resuming import resume
+from ..signals import Signals
 from ..state import digest
 from ..store import CheckpointStore
 from ..training import iterate
-from . import report
-from .interrupts import Interrupts
+from . import report, run_file
+from .console import make_console
 from .progress import progress
-from .usage import UsageError
+from .target import load_loop, with_history
+from .usage import UsageError, in_one_line
 
 _KEPT = 3
-_WIDTH = 200  # of the table, where no terminal has a width
 
 
-def train(loop: Loop, folder: Path, seed: int, every_steps: int | None, command: str) -> int:
-    """Train ``loop`` in ``folder``; a run that is there already is continued.
+def run(options: argparse.Namespace, command: str) -> int:
+    """Train what ``options.target`` names in the folder ``options.run``; a run that is there already is continued.
+
+    The folder gets ``checkpoints/``, ``history.csv``, ``learning_curve.png`` and ``run.json``, which says what is
+    trained; the loop gets a `history` if it has none.
 
     Args:
-        loop: what to train; it gets a `history` if it has none.
-        folder: gets ``checkpoints/``, ``history.csv`` and ``learning_curve.png``.
-        seed: of the run; a run with another seed in ``folder`` is refused.
-        every_steps: save every so many batches too, not only after every epoch.
+        options: of the command line.
         command: what a person has to type to continue.
 
     Returns:
         The exit code; see `functional_loop.cli.main`.
 
     Raises:
-        UsageError: ``folder`` is a file, or holds something else than this run.
+        UsageError: there is no such target; the folder is a file, or holds something else than this run.
     """
-    if all(callback.as_callback().id != "history" for callback in loop.callbacks):
-        loop = evolve(loop, callbacks=[*loop.callbacks, history()])
-    return Run(loop, folder, every_steps, command).train(seed)
+    return Run(with_history(load_loop(options.target, options.epochs)), options, command).train(options.seed)
 
 
 class Run:
     """A loop, the folder it is trained in, and the console that is told of it."""
 
-    def __init__(self, loop: Loop, folder: Path, every_steps: int | None, command: str) -> None:
-        check_folder(folder)
+    def __init__(self, loop: Loop, options: argparse.Namespace, command: str) -> None:
+        self.folder: Path = options.run
+        check_folder(self.folder)
         self.loop = loop
-        self.folder = folder
-        self.every_steps = every_steps
+        self.options = options
         self.command = command
-        self.store = CheckpointStore(folder / "checkpoints", keep_last=_KEPT)
-        self.console = Console(
-            width=None if sys.stdout.isatty() else _WIDTH, highlight=False, markup=False, emoji=False
-        )
+        self.store = CheckpointStore(self.folder / "checkpoints", keep_last=_KEPT)
+        self.console = make_console()
 
     def train(self, seed: int) -> int:
         ctx = self._resume(seed)
@@ -73,16 +68,17 @@ class Run:
             f"a new run of {_epochs(self.loop)}, seed {seed}" if ctx.stage == "" else f"continuing after {_place(ctx)}"
         )
         self._say(f"{self.folder}: {start}")
-        interrupts = Interrupts()
+        run_file.write(self.folder, self.options.target)
+        signals = Signals(self._requeue)
         try:
-            with interrupts:
-                ctx = self._walk(ctx, interrupts)
+            with signals:
+                ctx = self._walk(ctx, signals)
         except KeyboardInterrupt:
             self._say(f"Stopped at once. What was saved before is unharmed; continue with:\n  {self.command}")
-            return interrupts.exit_code
+            return signals.exit_code
         except Exception as error:
             return self._fail(error)
-        return self._finish(ctx) if ctx.stage == "end" else self._stop(ctx, interrupts)
+        return self._finish(ctx) if ctx.stage == "end" else self._stop(ctx, signals)
 
     def _resume(self, seed: int) -> Context:
         with warnings.catch_warnings(record=True) as caught:
@@ -90,7 +86,7 @@ class Run:
             try:
                 ctx = resume(self.loop, self.store.path, seed)
             except (StateDictError, CheckpointError) as error:
-                raise UsageError(_in_one_line(error)) from None
+                raise UsageError(in_one_line(error)) from None
         for warning in caught:
             print(f"functional-loop: warning: {warning.message}", file=sys.stderr)
         return ctx
@@ -100,24 +96,25 @@ class Run:
         try:
             self.store.check(ctx)
         except (StateDictError, CheckpointError) as error:
-            raise UsageError(_in_one_line(error)) from None
+            raise UsageError(in_one_line(error)) from None
         except OSError as error:
             raise UsageError(f"--run {self.folder} can't be written to: {error.strerror or error}") from None
 
-    def _walk(self, start: Context, interrupts: Interrupts) -> Context:
+    def _walk(self, start: Context, signals: Signals) -> Context:
         """Train to the end or to the first boundary after a signal, and save on the way."""
-        with progress(self.console, start, interrupts) as display:
+        with progress(self.console, start, signals) as display:
             for ctx in iterate(start):
                 display.show(ctx)
-                if interrupts.received or self._is_due(ctx):
+                if signals.received or self._is_due(ctx):
                     self.store.save(ctx)
-                if interrupts.received:
+                if signals.received:
                     break
         return ctx
 
     def _is_due(self, ctx: Context) -> bool:
+        every: int | None = self.options.every_steps
         if ctx.stage == "batch_end":
-            return self.every_steps is not None and ctx.global_step % self.every_steps == 0
+            return every is not None and ctx.global_step % every == 0
         return ctx.stage in ("epoch_end", "end")
 
     def _finish(self, ctx: Context) -> int:
@@ -128,11 +125,19 @@ class Run:
         self._write(ctx)
         return 0
 
-    def _stop(self, ctx: Context, interrupts: Interrupts) -> int:
+    def _stop(self, ctx: Context, signals: Signals) -> int:
         self._say(f"Stopped and saved after {_place(ctx)}.")
         self._write(ctx)
         self._say(f"Continue with:\n  {self.command}")
-        return interrupts.exit_code
+        signals.requeue()
+        return signals.exit_code
+
+    def _requeue(self) -> None:
+        """Run the command that the person gave to queue the job again."""
+        if self.options.requeue is not None:
+            done = subprocess.run(self.options.requeue, shell=True, check=False)
+            if done.returncode != 0:
+                print(f"functional-loop: --requeue failed with exit code {done.returncode}", file=sys.stderr)
 
     def _fail(self, error: Exception) -> int:
         """Save the last good context, and let the person see what happened."""
@@ -161,7 +166,8 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that holds something else than a run."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--run {folder} is a file; give a folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    # What tells of the run is there before its first checkpoint.
+    if not folder.exists() or all(path.name.lstrip(".").startswith(run_file.NAME) for path in folder.iterdir()):
         return
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir() or not all(
@@ -185,10 +191,3 @@ def _place(ctx: Context) -> str:
     of = f" of {length}" if length is not None else ""
     validation = f", validation step {ctx.step_valid}" if ctx.step_valid else ""
     return f"step {ctx.step}{of} of epoch {ctx.epoch} of {ctx.loop.epochs}{validation}"
-
-
-def _in_one_line(error: Exception) -> str:
-    message, *differences = str(error).splitlines()
-    shown = [line.strip().removeprefix("- ") for line in differences[:3]]
-    more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
-    return " ".join([message, "; ".join(shown + more)]).strip()

@@ -18,3 +18,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def in_one_line(error: Exception) -> str:
+    """The message of ``error`` with the first of the differences that it lists."""
+    message, *differences = str(error).splitlines()
+    shown = [line.strip().removeprefix("- ") for line in differences[:3]]
+    more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
+    return " ".join([message, "; ".join(shown + more)]).strip()

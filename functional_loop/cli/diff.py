@@ -1,0 +1,31 @@
+"""``diff``: the leaves in which two checkpoints differ."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..callbacks.digest_trace import first_parting
+from ..differences import differences
+from ..identity import compare
+from ..place import Place
+from .console import make_console
+from .found import read
+from .leaves import count, table
+
+
+def run(options: argparse.Namespace, command: str) -> int:
+    """0 if the two checkpoints hold the same bits, 1 if they differ."""
+    console = make_console()
+    (file_a, a, _), (file_b, b, _) = read(options.a), read(options.b)
+    for name, file, state in (("first", file_a, a), ("second", file_b, b)):
+        console.print(f"{name + ':':8} {file}  ({Place.of(state)})", soft_wrap=True)
+    for line in compare(a["fingerprint"], b["fingerprint"]):
+        words = line.replace("in what was saved", "in the first").removesuffix("here") + "in the second"
+        console.print(f"the runs are set up differently: {words}", soft_wrap=True)
+    if (step := first_parting(a, b)) is not None:
+        console.print(f"by their digest traces, the runs have parted by step {step}", soft_wrap=True)
+    found = differences(a, b)
+    if found:
+        console.print(table(found))
+    console.print(count(found) if found else "the same bits in every leaf")
+    return 1 if found else 0

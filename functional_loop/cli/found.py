@@ -1,0 +1,51 @@
+"""From what a person names, a run's folder or a file, to checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoint_file
+from ..errors import CheckpointError
+from ..loop import Loop
+from ..replay import saved_files
+from .run_file import read_target
+from .target import load_loop, with_history
+from .usage import UsageError
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """The folder of checkpoints of the run in ``folder``, which may itself be it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for path in (folder, folder / "checkpoints"):
+        if saved_files(path):
+            return path
+    raise UsageError(f"{folder} holds no checkpoints")
+
+
+def read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """A checkpoint file, or the newest one of a run's folder: its path, its state and its metadata.
+
+    Raises:
+        UsageError: there is no such file, or it is damaged or no checkpoint.
+    """
+    file = saved_files(checkpoints_of(path))[-1] if path.is_dir() else path
+    try:
+        return file, *checkpoint_file.read(file)
+    except (OSError, CheckpointError) as error:
+        raise UsageError(str(error)) from None
+
+
+def loop_of(folder: Path, target: str | None) -> Loop:
+    """The loop that was trained in ``folder``: ``target``, or what was noted there.
+
+    Raises:
+        UsageError: there is no such thing.
+    """
+    loop = load_loop(target or read_target(folder))
+    newest = saved_files(checkpoints_of(folder))[-1]
+    saved = checkpoint_file.read_metadata(newest).get("fingerprint", {}).get("callbacks", {})
+    return with_history(loop) if "history" in saved else loop
