@@ -15,7 +15,14 @@ import torch
 T = TypeVar("T")
 
 # torch.optim imports torch._dynamo at its first use, which takes longer than all that a test does.
-PRELOADED = ["__main__", "pytest", "torch._dynamo", "tests.strategies", "tests.resume.hard_loop"]
+PRELOADED = [
+    "__main__",
+    "pytest",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "tests.strategies",
+    "tests.resume.hard_loop",
+]
 
 
 def server() -> ForkServerContext:

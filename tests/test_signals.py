@@ -136,8 +136,8 @@ def in_a_thread(function: Any) -> list[Any]:
 
 def test_in_another_thread_signals_are_off_and_say_so(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    loop = full_loop(callbacks=[stop_on_signal(tmp_path)])
     with pytest.warns(UserWarning, match="signals are off: training runs in the thread 'trainer'"):
-        loop = full_loop(callbacks=[stop_on_signal(tmp_path)])
         (ctx,) = in_a_thread(lambda: fl.train(fl.init(loop)))
     assert ctx.stage == "end"
     assert signal.getsignal(signal.SIGTERM) is before
