@@ -131,8 +131,11 @@ def verify(loop: Loop, path: str | os.PathLike[str], from_start: bool = False) -
     state: StateDict | None = None
     for file in files:
         found, metadata = checkpoint_file.read(file)
+        loop = evolve(loop, epochs=metadata.get("epochs", loop.epochs))
+        if state is None:
+            load(loop, found)  # refuses another run's
         if state is not None or from_start:
-            yield _replayed(evolve(loop, epochs=metadata.get("epochs", loop.epochs)), state, found)
+            yield _replayed(loop, state, found)
         # From a run's end nothing goes on; where it had more epochs later, they went on from the epoch before.
         if found["stage"] != "end":
             state = found

@@ -46,6 +46,11 @@ def loop_of(folder: Path, target: str | None) -> Loop:
         UsageError: there is no such thing.
     """
     loop = load_loop(target or read_target(folder))
-    newest = saved_files(checkpoints_of(folder))[-1]
-    saved = checkpoint_file.read_metadata(newest).get("fingerprint", {}).get("callbacks", {})
-    return with_history(loop) if "history" in saved else loop
+    return with_history(loop) if any(map(_has_history, saved_files(checkpoints_of(folder)))) else loop
+
+
+def _has_history(file: Path) -> bool:
+    try:
+        return "history" in checkpoint_file.read_metadata(file)["fingerprint"]["callbacks"]
+    except (CheckpointError, LookupError, TypeError):
+        return False
