@@ -69,6 +69,7 @@ def _train_to(ctx: Context, goal: Place) -> Context:
     """The first boundary at or behind ``goal``, or the end of the run."""
     if Place.of(ctx) >= goal:
         return ctx
+    reached = ctx
     with closing(walk_quietly(ctx)) as boundaries:
         for reached in boundaries:
             if Place.of(reached) >= goal:

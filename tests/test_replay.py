@@ -59,6 +59,10 @@ def test_a_place_that_training_does_not_come_to() -> None:
     with pytest.raises(ValueError, match="comes to step 6, after end, and not to step 7, after batch_end of epoch 3"):
         fl.replay(ctx, until=Place.of({"global_step": 7, "epoch": 3, "stage": "batch_end", "step_valid": 0}))
 
+    end = fl.train(ctx)
+    with pytest.raises(ValueError, match="from step 6, after end comes to step 6, after end, and not to step 7"):
+        fl.replay(end, until=Place.of({"global_step": 7, "epoch": 3, "stage": "batch_end", "step_valid": 0}))
+
 
 def saved(folder: Path, *callbacks: Any, **changes: Any) -> fl.Loop:
     """A loop that was trained, with a checkpoint every two batches in ``folder``."""
