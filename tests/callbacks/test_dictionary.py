@@ -68,6 +68,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "early_stopping": {"patience": 2},
     "json_log": {"path": "log.jsonl"},
     "lambda_callback": {"on_end": print},
+    "stop_on_signal": {"path": "checkpoints"},
     "lr_chained": {"schedules": [t_clbk("lr_linear")]},
     "lr_cosine_annealing": {"T_max": 2},
     "lr_cyclic": {"base_lr": 0.1, "max_lr": 0.2},
@@ -95,7 +96,15 @@ def test_every_shipped_callback_can_be_made_and_has_the_weight_of_the_table() ->
 
 
 def test_everything_that_ships_is_in_the_dictionary() -> None:
-    not_callbacks = {"averaged", "to_frame", "callback_set", "torch_callback", "torch_callbacks", "as_lr_scheduler"}
+    not_callbacks = {
+        "averaged",
+        "to_frame",
+        "callback_set",
+        "torch_callback",
+        "torch_callbacks",
+        "as_lr_scheduler",
+        "first_parting",
+    }
     functions = {name for name in callbacks.__all__ if name[0].islower() and not name.startswith(("as_", "t_clbk"))}
     assert functions - not_callbacks == set(torch_callbacks)
 
