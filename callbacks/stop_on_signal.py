@@ -76,6 +76,7 @@ class CallbackSetStopOnSignal(CallbackSetWriting):
     def on_exit(self) -> None:
         if self._signals is not None:
             self._signals.__exit__()
+            self._store.close()
         self._signals = None
 
     def _leave(self, stage: str) -> None:

@@ -16,7 +16,7 @@ from .differences import Difference
 from .loop import Loop, init
 from .place import Place
 from .record import evolve
-from .replay import load, replay, replayed_differences, saved_files, walk_quietly
+from .replay import load, read_state, replay, replayed_differences, saved_files, walk_quietly
 from .state import StateDict, state_dict
 
 
@@ -66,13 +66,12 @@ class _Run:
         return self._read(place) if place in self.files else state_dict(self.at(place))
 
     def _read(self, place: Place) -> StateDict:
-        state: StateDict = checkpoint_file.read(self.files[place])[0]
-        return state
+        return read_state(self.files[place])[0]
 
 
 def _place(file: Path, metadata: dict[str, Any]) -> Place:
     validating = metadata["stage"] == "batch_valid_end"
-    return Place.of(checkpoint_file.read(file)[0] if validating else {**metadata, "step_valid": 0})
+    return Place.of(read_state(file)[0] if validating else {**metadata, "step_valid": 0})
 
 
 def bisect(loops: tuple[Loop, Loop], paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]) -> Parting:

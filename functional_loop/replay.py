@@ -7,6 +7,7 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -14,6 +15,7 @@ from . import checkpoint_file
 from .context import Context
 from .differences import Difference, differences
 from .loop import Loop, init
+from .migrations import migrate
 from .place import Place
 from .record import evolve
 from .stages import Callback
@@ -131,7 +133,7 @@ def verify(loop: Loop, path: str | os.PathLike[str], from_start: bool = False) -
         raise FileNotFoundError(f"a replay needs {need}, and {path} holds {len(files) or 'none'}")
     state: StateDict | None = None
     for file in files:
-        found, metadata = checkpoint_file.read(file)
+        found, metadata = read_state(file)
         loop = evolve(loop, epochs=metadata.get("epochs", loop.epochs))
         if state is None:
             load(loop, found)  # refuses another run's
@@ -158,6 +160,12 @@ def replayed_differences(loops: Sequence[Loop], a: StateDict, b: StateDict) -> l
     if any(callback.volatile for callback in callbacks):
         left_out.add("terminate")
     return [d for d in differences(a, b) if "/".join(d.path.split("/", 2)[:2]) not in left_out]
+
+
+def read_state(file: Path) -> tuple[StateDict, dict[str, Any]]:
+    """The state in a checkpoint, as this version of functional_loop saves it, and the metadata."""
+    state, metadata = checkpoint_file.read(file)
+    return migrate(state), metadata
 
 
 def load(loop: Loop, state: StateDict) -> Context:

@@ -71,7 +71,7 @@ def damage(path: Path) -> None:
 
 
 def checkpoints(run: str) -> list[Path]:
-    return sorted(Path(run, "checkpoints").iterdir(), key=lambda path: (path.name[:13], "-end" in path.name))
+    return sorted(Path(run, "checkpoints").glob("step-*"), key=lambda path: (path.name[:13], "-end" in path.name))
 
 
 def test_verify_needs_to_know_the_folder_alone_and_writes_nothing(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoint_file
-from ..errors import CheckpointError
+from ..errors import CheckpointError, FunctionalLoopError
 from ..loop import Loop
-from ..replay import saved_files
+from ..replay import read_state, saved_files
 from .run_file import read_target
 from .target import load_loop, with_history
 from .usage import UsageError
@@ -34,8 +34,8 @@ def read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """
     file = saved_files(checkpoints_of(path))[-1] if path.is_dir() else path
     try:
-        return file, *checkpoint_file.read(file)
-    except (OSError, CheckpointError) as error:
+        return file, *read_state(file)
+    except (OSError, FunctionalLoopError) as error:
         raise UsageError(str(error)) from None
 
 
