@@ -173,7 +173,7 @@ def refusal(message: str, found: Sequence[str]) -> StateDictError:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def differences(

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 import functional_loop as fl
-from functional_loop.callbacks import tb as module
 from functional_loop.callbacks.tb import CallbackSetTB
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, full_loop, raising
@@ -179,7 +178,7 @@ def test_a_train_step_logs_its_loss(tmp_path: Path) -> None:
 
 def test_files_from_the_future_are_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"events.out.tfevents.{int(time.time()) + 3600}.host.1.0").touch()
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(RuntimeError, match="event files from the future") as caught:
         fl.train(fl.init(logged(tmp_path)))
     assert fl.context_of(caught.value).global_step == 0  # type: ignore[union-attr]
