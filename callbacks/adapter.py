@@ -6,9 +6,9 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context
+from ..lending import clone_tree
 from ..plain import check_plain
 from ..stages import STAGES, Callback
-from .lending import clone_tree
 from .mirror import Mirror
 from .view import ContextView
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..borrowed import numbers_of
 from ..context import Context
+from ..lending import clone_tree, lend, lend_tree, tree_was_written, was_written
 from ..loop import Loop
 from ..network import private_copy
 from ..record import evolve
-from .lending import clone_tree, lend, lend_tree, tree_was_written, was_written
 
 
 class Mirror:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..batch import Batch, as_batch
 from ..context import Context
+from ..lending import clone_tree, lend_tree, tree_was_written
 from ..record import did_you_mean, evolve
-from .lending import clone_tree, lend_tree, tree_was_written
 
 if TYPE_CHECKING:
     from .callback_set import CallbackSet

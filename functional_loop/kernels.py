@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from operator import is_
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-from .borrowed import Borrowed, Closure, State, Tensors
+from .borrowed import Borrowed, Closure, State, Tensors, like
 
 Group: TypeAlias = dict[str, Any]
 Layout: TypeAlias = tuple[Any, ...]
 Column: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Columns: TypeAlias = Sequence[Column]
-Kernel: TypeAlias = Callable[[Group, Group, Column, Columns], Columns]
+Write: TypeAlias = Callable[[], object]
+
+
+class Kernel(NamedTuple):
+    """The update of one group in torch's own kernels."""
+
+    plan: Callable[[Group, Group, Column, Columns], tuple[Write, Columns]]
+    """From hyperparameters, flags, gradients and columns: one call into torch that ends the step, and the columns
+    after it. Nothing is written to before that call, which makes all that is to be written at once."""
+    slots: Callable[[Group, Group], tuple[str, ...]]
+    """Names of the slots of a parameter."""
+    fresh: Callable[[Tensor, Group], State] | None
+    """The slots before the first step of a parameter; ``None`` where torch makes them of its gradient."""
+    in_place: bool
+    """Whether the call writes to the columns given, all but the counters; else all that it makes is new."""
 
 
 @attrs.define(eq=False)
@@ -33,12 +48,12 @@ class FastUpdate:
     groups: Sequence[FastGroup]
     generic: Borrowed
     # Made once, since it costs as much as the arithmetic of a small tensor.
-    _no_grad: torch.no_grad = attrs.field(factory=torch.no_grad, init=False)
+    no_grad: torch.no_grad = attrs.field(factory=torch.no_grad, init=False)
 
     def __call__(
         self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
     ) -> tuple[Tensors, State]:
-        with self._no_grad:
+        with self.no_grad:
             moved = self._move(grads, state, params)
         return moved or self.generic(grads, state, params, closure)
 
@@ -68,8 +83,12 @@ class FastGroup:
     layouts: dict[str, Layout]
     flags: Group
     kernel: Kernel
-    slots_of: Callable[[Group, Group], tuple[str, ...]]
+    contiguous: bool = attrs.field(init=False)
     _last: tuple[Sequence[str], Columns] = attrs.field(default=((), ()), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        strides = [(stride, torch.empty(shape, device="meta").stride()) for _, shape, stride in self.layouts.values()]
+        self.contiguous = all(stride == usual for stride, usual in strides)
 
     def step(self, values: Group, grads: Tensors, slots: State, params: Tensors) -> tuple[Tensors, State] | None:
         """The new parameters and slots of those that have gradients, or ``None`` where kernels will not do."""
@@ -79,7 +98,39 @@ class FastGroup:
         own_grads = [grads[name] for name in names]
         if not (_are_numbers(values.values()) and self._fit(names, own_grads)):
             return None
-        keys = self.slots_of(values, self.flags)
+        if (columns := self.columns(names, values, slots, params)) is None:
+            return None
+        if self.kernel.in_place:
+            keys = ("", *self.kernel.slots(values, self.flags))
+            columns = [c if key == "step" else torch._foreach_clone(c) for key, c in zip(keys, columns)]
+        write, made = self.kernel.plan(values, self.flags, own_grads, columns)
+        write()
+        self._last = names, made
+        return self.rows(names, values, slots, made)
+
+    def plan(self, values: Group, grads: Column, columns: Columns) -> tuple[Write, Columns]:
+        """What the kernel will write to ``columns``, and the columns after it."""
+        return self.kernel.plan(values, self.flags, grads, columns) if grads else (_NOTHING, columns)
+
+    def fitted(self, grads: Column, columns: Columns) -> Column | None:
+        """Gradients that autograd made, with the strides of their parameters; ``None`` if one is sparse.
+
+        Autograd gives them their shapes and dtypes, and says nothing of strides, which kernels rely on.
+        """
+        for grad in grads:
+            if grad.is_sparse:
+                return None
+        if self.contiguous:
+            return [grad.contiguous() for grad in grads]
+        return [like(param, grad) for param, grad in zip(columns[0], grads)]
+
+    def columns(self, names: list[str], values: Group, slots: State, params: Tensors) -> Columns | None:
+        """Parameters and slots of ``names`` as columns, or ``None`` where kernels will not do."""
+        keys, fresh = self.kernel.slots(values, self.flags), self.kernel.fresh
+        if not names:
+            return [(), *(() for _ in keys)]
+        if fresh is not None:
+            slots = {name: slots.get(name) or fresh(params[name], self.flags) for name in names}
         try:
             columns: Columns = [
                 [params[name] for name in names],
@@ -87,15 +138,19 @@ class FastGroup:
             ]
         except KeyError:
             return None
-        if not self._made(names, columns):
-            if not self._all_fit(names, keys, columns):
-                return None
-            columns = [_shared(c) if key == "step" else c for key, c in zip(("", *keys), columns)]
-        new_params, *new_columns = made = self.kernel(values, self.flags, own_grads, columns)
-        self._last = names, made
+        if self._made(names, columns):
+            return columns
+        if not self._all_fit(names, keys, columns):
+            return None
+        return [_shared(column) if key == "step" else column for key, column in zip(("", *keys), columns)]
+
+    def rows(self, names: list[str], values: Group, slots: State, columns: Columns) -> tuple[Tensors, State]:
+        """Parameters and slots by name: the inverse of `columns`."""
+        params, *own_slots = columns
+        keys = self.kernel.slots(values, self.flags)
         # There are no rows where the kernel has no slots.
-        new_slots = {name: slots[name] | dict(zip(keys, row)) for name, row in zip(names, zip(*new_columns))}
-        return dict(zip(names, new_params)), new_slots
+        new_slots = {name: slots.get(name, {}) | dict(zip(keys, row)) for name, row in zip(names, zip(*own_slots))}
+        return dict(zip(names, params)), new_slots
 
     def release(self) -> None:
         self._last = (), ()
@@ -142,7 +197,7 @@ def fast_update(
         return None
     if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
         return None
-    slots_of, foreach, fused = _KERNELS[cls]
+    foreach, fused = _KERNELS[cls]
     return FastUpdate(
         [
             FastGroup(
@@ -150,7 +205,6 @@ def fast_update(
                 {name: _layout(params[name].detach().clone()) for name in members},
                 group,
                 fused if group["fused"] else foreach,
-                slots_of,
             )
             for members, group in zip(names, groups, strict=True)
         ],
@@ -189,12 +243,18 @@ def _sgd_slots(values: Group, flags: Group) -> tuple[str, ...]:
     return ("momentum_buffer",) if values["momentum"] != 0 else ()
 
 
-# A kernel makes new columns of the parameters and slots from the gradients and the old columns, which it leaves alone:
-# its first operation on a column is out of place. For one that owned the columns it could be in place.
+def _adam_fresh(param: Tensor, flags: Group) -> State:
+    zeros = [torch.zeros_like(param, memory_format=torch.preserve_format) for _ in _adam_slots({}, flags)[1:]]
+    # As torch: a counter of double precision would not go with its fused kernels.
+    double = torch.get_default_dtype() == torch.float64 and not flags["fused"]
+    step = torch.tensor(0.0, dtype=torch.float64 if double else torch.float32)
+    return dict(zip(_adam_slots({}, flags), (step, *zeros), strict=True))
+
+
 # On the CPU torch's foreach and single-tensor forms have the same bits, so that one kernel stands for both.
 
 
-def _adam_foreach(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
+def _adam_foreach(values: Group, flags: Group, grads: Column, columns: Columns) -> tuple[Write, Columns]:
     lr, (beta1, beta2), decay = values["lr"], values["betas"], values["weight_decay"]
     params, steps, means, squares, *maxima = columns
     if flags["maximize"]:
@@ -211,20 +271,22 @@ def _adam_foreach(values: Group, flags: Group, grads: Column, columns: Columns) 
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     largest = [torch._foreach_maximum(old, squares) for old in maxima]
     scales = torch._foreach_sqrt(largest[0] if largest else squares)
-    counts = [step.item() for step in steps]
+    counts = _counts(steps)
     corrections = {count: _wrapped((1 - beta2**count) ** 0.5, params) for count in set(counts)}
     torch._foreach_div_(scales, [corrections[count] for count in counts])
     torch._foreach_add_(scales, _wrapped(values["eps"], scales), alpha=1)
-    torch._foreach_addcdiv_(params, means, scales, [-(lr / (1 - beta1**count)) for count in counts])
-    return params, steps, means, squares, *largest
+    sizes = {count: -(lr / (1 - beta1**count)) for count in corrections}
+    write = partial(torch._foreach_addcdiv_, params, means, scales, [sizes[count] for count in counts])
+    return write, (params, steps, means, squares, *largest)
 
 
-def _adam_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
+def _adam_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> tuple[Write, Columns]:
     kernel = torch._fused_adamw_ if flags["decoupled_weight_decay"] else torch._fused_adam_
-    params, means, squares, *maxima = map(torch._foreach_clone, (columns[0], *columns[2:]))
-    steps = _counted(columns[1])
+    params, steps, means, squares, *maxima = columns
+    steps = _counted(steps)
     beta1, beta2 = values["betas"]
-    kernel(
+    write = partial(
+        kernel,
         params,
         grads,
         means,
@@ -239,10 +301,10 @@ def _adam_fused(values: Group, flags: Group, grads: Column, columns: Columns) ->
         eps=values["eps"],
         maximize=flags["maximize"],
     )
-    return params, steps, means, squares, *maxima
+    return write, (params, steps, means, squares, *maxima)
 
 
-def _sgd_foreach(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
+def _sgd_foreach(values: Group, flags: Group, grads: Column, columns: Columns) -> tuple[Write, Columns]:
     params, *buffers = columns
     if flags["maximize"]:
         grads = torch._foreach_neg(grads)
@@ -254,12 +316,13 @@ def _sgd_foreach(values: Group, flags: Group, grads: Column, columns: Columns) -
         torch._foreach_add_(new, grads, alpha=1 - values["dampening"])
         buffers = [new]
         grads = torch._foreach_add(grads, new, alpha=momentum) if flags["nesterov"] else new
-    return torch._foreach_add(params, grads, alpha=-values["lr"]), *buffers
+    return _NOTHING, (torch._foreach_add(params, grads, alpha=-values["lr"]), *buffers)
 
 
-def _sgd_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> Columns:
-    params, *buffers = map(torch._foreach_clone, columns)
-    torch._fused_sgd_(
+def _sgd_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> tuple[Write, Columns]:
+    params, *buffers = columns
+    write = partial(
+        torch._fused_sgd_,
         params,
         grads,
         buffers[0] if buffers else [],
@@ -271,7 +334,7 @@ def _sgd_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> 
         maximize=flags["maximize"],
         is_first_step=False,
     )
-    return params, *buffers
+    return write, columns
 
 
 def _shared(steps: Column) -> Column:
@@ -286,15 +349,24 @@ def _counted(steps: Column) -> Column:
     return torch._foreach_add(steps, _ONE, alpha=1)
 
 
+def _counts(steps: Column) -> list[float]:
+    first = steps[0]
+    return [first.item()] * len(steps) if all(step is first for step in steps) else [step.item() for step in steps]
+
+
 def _wrapped(number: float, column: Column) -> Tensor:
     # A foreach operator on the CPU makes a tensor of a number anew for every tensor of the column, which costs more
     # than the arithmetic of a small one.
     return torch.scalar_tensor(number, dtype=column[0].dtype, device="cpu")
 
 
+# Not a function in Python, in which a signal could be handled.
+_NOTHING: Write = bool
 _ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
+_ADAM = (Kernel(_adam_foreach, _adam_slots, _adam_fresh, False), Kernel(_adam_fused, _adam_slots, _adam_fresh, True))
 _KERNELS = {
-    torch.optim.Adam: (_adam_slots, _adam_foreach, _adam_fused),
-    torch.optim.AdamW: (_adam_slots, _adam_foreach, _adam_fused),
-    torch.optim.SGD: (_sgd_slots, _sgd_foreach, _sgd_fused),
+    torch.optim.Adam: _ADAM,
+    torch.optim.AdamW: _ADAM,
+    torch.optim.SGD: (Kernel(_sgd_foreach, _sgd_slots, None, False), Kernel(_sgd_fused, _sgd_slots, None, True)),
 }
+"""By optimizer class: the kernels of the foreach and single-tensor forms, and of the fused one."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+import math
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .batch import Batch, as_batch, copied
 from .context import Context, check_boundary
 from .errors import attach_context
-from .walk import run_hook, train_batch, walk
+from .walk import Walk, run_hook, train_batch
 
 
 def iterate(ctx: Context) -> Generator[Context]:
@@ -24,7 +25,7 @@ def iterate(ctx: Context) -> Generator[Context]:
     ['begin', 'end']
     """
     check_boundary(ctx, "iterate")
-    return _run(ctx)
+    return _contexts(ctx)
 
 
 def train(ctx: Context, steps: int | None = None) -> Context:
@@ -52,12 +53,14 @@ def train(ctx: Context, steps: int | None = None) -> Context:
         raise ValueError(f"train: steps must be a non-negative integer or None, not {steps!r}")
     if ctx.stage == "end" or steps == 0:
         return ctx
-    goal = None if steps is None else ctx.global_step + steps
-    with closing(_run(ctx)) as boundaries:
-        for ctx in boundaries:
-            if ctx.global_step == goal and ctx.stage == "batch_end":
-                break
-    return ctx
+    goal = math.inf if steps is None else ctx.global_step + steps
+    walk = Walk(ctx, stop=goal)
+    # The walk may write to the tensors of a context that nobody else has.
+    del ctx
+    with _entered(walk):
+        while walk.advance() and not (walk.ctx.global_step == goal and walk.ctx.stage == "batch_end"):
+            pass
+    return walk.ctx
 
 
 def train_step(ctx: Context, batch: Batch | tuple[Any, Any]) -> Context:
@@ -83,7 +86,7 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any]) -> Context:
         raise ValueError(f"epoch {ctx.epoch} has {length} batches and all are done: walk on with iterate(ctx)")
     step = ctx.loop.borrow_step()
     try:
-        return train_batch(step, ctx, copied(as_batch(batch)), ctx.step + 1 == length, probe=True)
+        return train_batch(step, ctx, copied(as_batch(batch)), ctx.data, ctx.step + 1 == length, probe=True)
     except BaseException as error:
         attach_context(error, ctx)
         raise
@@ -91,27 +94,33 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any]) -> Context:
         ctx.loop.return_step(step)
 
 
-def _run(ctx: Context) -> Generator[Context]:
+def _contexts(ctx: Context) -> Generator[Context]:
     if ctx.stage == "end":
         return
-    step = ctx.loop.borrow_step()
-    last = ctx
+    walk = Walk(ctx)
+    with _entered(walk):
+        while walk.advance():
+            yield walk.ctx
+
+
+@contextmanager
+def _entered(walk: Walk) -> Iterator[None]:
+    """A run: it ends with the ``exit`` hooks, and its errors carry the last boundary."""
     try:
-        if ctx.stage != "":
-            _run_resume(ctx)
-        for last in walk(step, ctx):
-            yield last
+        if walk.ctx.stage != "":
+            _run_resume(walk.ctx)
+        yield
     except GeneratorExit:
-        _run_exit(last, None)
+        _run_exit(walk.ctx, None)
         raise
     except BaseException as error:
-        attach_context(error, last)
-        _run_exit(last, error)
+        attach_context(error, walk.ctx)
+        _run_exit(walk.ctx, error)
         raise
     else:
-        _run_exit(last, None)
+        _run_exit(walk.ctx, None)
     finally:
-        ctx.loop.return_step(step)
+        walk.close()
 
 
 def _run_resume(ctx: Context) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import measures
@@ -11,6 +11,7 @@ from .context import Context, after, first_output
 from .errors import noting
 from .record import did_you_mean, evolve
 from .rng import fold_in
+from .stretch import Item, Stretch
 
 if TYPE_CHECKING:
     from .stages import Hook
@@ -19,37 +20,106 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def walk(step: Step, ctx: Context) -> Iterator[Context]:
-    """The grammar of the stages, entered after ``ctx.stage``."""
-    loop = ctx.loop
-    if ctx.stage == "":
-        ctx = _stage("begin", ctx)
-        yield ctx
-    while True:
-        if ctx.stage in ("begin", "epoch_end"):
-            if ctx.terminate or ctx.epoch >= loop.epochs:
-                yield _stage("end", ctx)
-                return
-            ctx = _stage("epoch_begin", _next_epoch(ctx))
-            yield ctx
-        if ctx.stage in ("epoch_begin", "batch_end"):
-            for ctx in _train_batches(step, ctx):  # noqa: B020
-                yield ctx
-            ctx = _stage("before_valid", _score_train(ctx))
-            yield ctx
-        if loop.valid is not None and loop.evaluates(ctx.epoch) and ctx.stage != "valid_end":
-            for ctx in _valid_batches(step, ctx):  # noqa: B020
-                yield ctx
-            ctx = _stage("valid_end", _score_valid(ctx))
-            yield ctx
-        elif ctx.stage != "valid_end":
-            ctx = evolve(ctx, last_scores_valid=())
-        ctx = _stage("epoch_end", ctx)
-        yield ctx
+class Walk:
+    """The grammar of the stages, entered after ``ctx.stage``.
+
+    Args:
+        ctx: where to start.
+        stop: the number of the batch, in the run, after which somebody will look at the context; the contexts of other
+            batches nobody sees but hooks. ``None`` if every boundary is looked at.
+
+    Attributes:
+        ctx: the last boundary. If nobody else holds it, the tensors in it are written to on the way to the next one.
+    """
+
+    def __init__(self, ctx: Context, stop: float | None = None) -> None:
+        self.ctx = ctx
+        self._loop = ctx.loop
+        self._step = ctx.loop.borrow_step()
+        self._stop = stop
+        self._boundaries = self._grammar()
+
+    def advance(self) -> bool:
+        """Go to the next boundary that somebody may look at; whether there was one."""
+        return next(self._boundaries, False)
+
+    def close(self) -> None:
+        """Let go of the data, and give the loop's tensor program back."""
+        self._boundaries.close()
+        self._loop.return_step(self._step)
+
+    def _grammar(self) -> Generator[bool]:
+        if self.ctx.stage == "":
+            yield self._reach("begin", self.ctx)
+        while True:
+            if self.ctx.stage in ("begin", "epoch_end"):
+                if self.ctx.terminate or self.ctx.epoch >= self._loop.epochs:
+                    yield self._reach("end", self.ctx)
+                    return
+                yield self._reach("epoch_begin", _next_epoch(self.ctx))
+            if self.ctx.stage in ("epoch_begin", "batch_end"):
+                yield from self._train_batches()
+                yield self._reach("before_valid", _score_train(self.ctx))
+            if self.ctx.stage == "valid_end":
+                yield self._reach("epoch_end", self.ctx)
+            elif self._loop.valid is not None and self._loop.evaluates(self.ctx.epoch):
+                yield from self._valid_batches()
+                yield self._reach("valid_end", _score_valid(self.ctx))
+            else:
+                yield self._reach("epoch_end", evolve(self.ctx, last_scores_valid=()))
+
+    def _reach(self, stage: str, ctx: Context) -> bool:
+        """Run the hooks of ``stage``, and be at its boundary."""
+        self.ctx = _boundary_after(stage, ctx)
+        return True
+
+    def _train_batches(self) -> Iterator[bool]:
+        source, epoch = self._loop.train, self.ctx.epoch
+        if self.ctx.step == source.length:
+            return
+        batches = source.fetch(self.ctx.seed, epoch, self.ctx.step, self.ctx.data)
+        items: Iterator[Item]
+        if source.length is None and self._loop.accumulate > 1:
+            items = _mark_last(batches)
+        else:
+            items = ((item, i == source.length) for i, item in enumerate(batches, self.ctx.step + 1))
+        if self._stop is not None and Stretch.can_train(self._step, self.ctx):
+            yield self._train_stretch(items, self._stop)
+        else:
+            yield from self._train_each(items)
+        if self.ctx.step == 0:
+            raise ValueError(f"the training data gave no batch in epoch {epoch}")
+
+    def _train_stretch(self, items: Iterator[Item], stop: float) -> bool:
+        stretch = Stretch(self._step, self.ctx)
+        # From here on the stretch has the state, and nobody else.
+        del self.ctx
+        try:
+            stretch.run(items, stop)
+        finally:
+            self.ctx = stretch.context()
+        return True
+
+    def _train_each(self, items: Iterator[Item]) -> Iterator[bool]:
+        probe = True
+        while (item := _next(items, lambda: f"training data ({_place(self.ctx, step=1)})")) is not None:
+            (batch, data), last = item
+            self.ctx = train_batch(self._step, self.ctx, batch, data, last, probe)
+            yield True
+            probe = False
+
+    def _valid_batches(self) -> Iterator[bool]:
+        source = self._loop.valid
+        assert source is not None
+        if self.ctx.step_valid == source.length:
+            return
+        batches = source.fetch(self.ctx.seed, self.ctx.epoch, self.ctx.step_valid, ())
+        while (item := _next(batches, lambda: f"validation data ({_place(self.ctx, step_valid=1)})")) is not None:
+            self.ctx = _valid_batch(self._step, self.ctx, item[0])
+            yield True
 
 
-def _stage(stage: str, ctx: Context) -> Context:
-    """The boundary after ``stage``."""
+def _boundary_after(stage: str, ctx: Context) -> Context:
     return after(_run_hooks(stage, ctx), stage)
 
 
@@ -71,9 +141,10 @@ def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
     return result
 
 
-def _place(at: Context | Draft) -> str:
+def _place(at: Context | Draft, step: int = 0, step_valid: int = 0) -> str:
     ctx = at.context() if isinstance(at, Draft) else at
-    return f"epoch {ctx.epoch}, step {ctx.step}" + (f", validation step {ctx.step_valid}" if ctx.step_valid else "")
+    step, step_valid = ctx.step + step, ctx.step_valid + step_valid
+    return f"epoch {ctx.epoch}, step {step}" + (f", validation step {step_valid}" if step_valid else "")
 
 
 def _next_epoch(ctx: Context) -> Context:
@@ -81,25 +152,6 @@ def _next_epoch(ctx: Context) -> Context:
     running = measures.start(loop.measures_train) if loop.evaluates(ctx.epoch + 1) else ()
     # A window that train_step left open does not reach into this epoch.
     return evolve(ctx, epoch=ctx.epoch + 1, step=0, accumulated=(), measures={"train": running, "valid": ()})
-
-
-def _train_batches(step: Step, ctx: Context) -> Iterator[Context]:
-    source = ctx.loop.train
-    if ctx.step == source.length:
-        return
-    batches = source.fetch(ctx.seed, ctx.epoch, ctx.step, ctx.data)
-    if source.length is None and ctx.loop.accumulate > 1:
-        marked = _mark_last(batches)
-    else:
-        marked = ((item, i == source.length) for i, item in enumerate(batches, ctx.step + 1))
-    probe = True
-    while (item := _next(marked, lambda: f"training data ({_place(evolve(ctx, step=ctx.step + 1))})")) is not None:
-        (batch, data), last = item
-        ctx = train_batch(step, evolve(ctx, data=data) if data is not ctx.data else ctx, batch, last, probe)
-        yield ctx
-        probe = False
-    if ctx.step == 0:
-        raise ValueError(f"the training data gave no batch in epoch {ctx.epoch}")
 
 
 def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
@@ -117,10 +169,11 @@ def _next(items: Iterator[T], place: Callable[[], str]) -> T | None:
         return next(items, None)
 
 
-def train_batch(step: Step, ctx: Context, batch: Batch, last: bool, probe: bool) -> Context:
+def train_batch(step: Step, ctx: Context, batch: Batch, data: Any, last: bool, probe: bool) -> Context:
     """The boundary after ``batch_end`` of one batch.
 
     Args:
+        data: the state of the source after the batch.
         last: it is the last of its epoch, and closes an open accumulation window.
         probe: look, at some cost, for what is wrong with the network and the loss.
     """
@@ -128,6 +181,7 @@ def train_batch(step: Step, ctx: Context, batch: Batch, last: bool, probe: bool)
     draft = Draft(ctx)
     draft.changes = {
         "batch": to_device(batch, loop.device),
+        "data": data,
         "step": ctx.step + 1,
         "global_step": ctx.global_step + 1,
     }
@@ -232,28 +286,18 @@ def _score_train(ctx: Context) -> Context:
     return evolve(ctx, last_scores_train=scores, measures={**ctx.measures, "train": ()})
 
 
-def _valid_batches(step: Step, ctx: Context) -> Iterator[Context]:
-    loop, source = ctx.loop, ctx.loop.valid
-    assert source is not None
+def _valid_batch(step: Step, ctx: Context, batch: Batch) -> Context:
+    """The boundary after ``batch_valid_end`` of one batch."""
+    loop = ctx.loop
     if ctx.stage == "before_valid":
         ctx = evolve(ctx, measures={**ctx.measures, "valid": measures.start(loop.measures_valid)})
-    if ctx.step_valid == source.length:
-        return
-    batches = source.fetch(ctx.seed, ctx.epoch, ctx.step_valid, ())
-    while (item := _next(batches, lambda: f"validation data ({_place(_count_valid(ctx))})")) is not None:
-        ctx = evolve(_count_valid(ctx), batch=to_device(item[0], loop.device))
-        ctx = _run_hooks("batch_valid_begin", ctx)
-        y_hats = evaluate(step, ctx, ctx.batch.x)
-        running = ctx.measures["valid"]
-        with noting(lambda: f"in the validation scores ({_place(ctx)})"):
-            running = measures.accumulate(loop.measures_valid, running, first_output(y_hats), ctx.batch.y)
-        ctx = evolve(ctx, y_hats=y_hats, measures={**ctx.measures, "valid": running})
-        ctx = _stage("batch_valid_end", ctx)
-        yield ctx
-
-
-def _count_valid(ctx: Context) -> Context:
-    return evolve(ctx, step_valid=ctx.step_valid + 1)
+    ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
+    ctx = _run_hooks("batch_valid_begin", ctx)
+    y_hats = evaluate(step, ctx, ctx.batch.x)
+    running = ctx.measures["valid"]
+    with noting(lambda: f"in the validation scores ({_place(ctx)})"):
+        running = measures.accumulate(loop.measures_valid, running, first_output(y_hats), ctx.batch.y)
+    return _boundary_after("batch_valid_end", evolve(ctx, y_hats=y_hats, measures={**ctx.measures, "valid": running}))
 
 
 def evaluate(step: Step, ctx: Context, x: Any) -> Any:
@@ -265,5 +309,6 @@ def evaluate(step: Step, ctx: Context, x: Any) -> Any:
 
 def _score_valid(ctx: Context) -> Context:
     with noting(lambda: f"in the validation scores ({_place(ctx)})"):
-        scores = measures.scores(ctx.loop.measures_valid, ctx.measures["valid"])
+        running = ctx.measures["valid"] if ctx.step_valid else measures.start(ctx.loop.measures_valid)
+        scores = measures.scores(ctx.loop.measures_valid, running)
     return evolve(ctx, last_scores_valid=scores, measures={**ctx.measures, "valid": ()})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from functional_loop.callbacks.lending import clone_tree, lend, lend_tree, tree_was_written, was_written
+from functional_loop.lending import clone_tree, lend, lend_tree, tree_was_written, was_written
 from functional_loop.record import tree_equal
 
 WRITES: dict[str, Callable[[Tensor], object]] = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..record import tensor_bytes
+from .record import tensor_bytes
 
 # Copy-on-write clones are private API of torch: without them lending is a copy, and finding a change a comparison.
 _lazy_clone: Any = getattr(torch, "_lazy_clone", torch.clone)

@@ -1,0 +1,208 @@
+"""A stretch of batches between which nobody looks at the context: its tensors may be written in place."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from operator import call, setitem
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import measures
+from .batch import Batch, to_device
+from .context import Context, after, first_output
+from .errors import noting
+from .kernels import Columns, FastUpdate, Write
+from .lending import lend, lend_tree
+from .network import tree_detach
+from .record import evolve
+from .rng import fold_in
+from .step import Step, Tensors, backward
+
+Item = tuple[tuple[Batch, Any], bool]
+
+
+class _Place(NamedTuple):
+    """What changes from batch to batch; the tensors are nobody else's."""
+
+    params: Tensors
+    """Parameters that are in no column."""
+    slots: dict[str, Any]
+    """Slots of the parameters that are in no column."""
+    names: list[list[str]]
+    """By parameter group: whose tensors are in its columns; ``[]`` where nothing is in columns."""
+    columns: list[Columns]
+    """By parameter group: what the kernels move, see `FastGroup`."""
+    buffers: Tensors
+    loss: Any
+    measures: Any
+    data: Any
+    batches: int
+
+
+class Stretch:
+    """Trains batch after batch on the tensors of a context that nobody else holds, or on copies where somebody does.
+
+    At any time, also after an error or an interrupt in the middle of a step, `context` is the boundary after the last
+    batch that was done: what a step writes, it writes in one row of calls into torch that no signal can come between.
+    """
+
+    def __init__(self, step: Step, ctx: Context) -> None:
+        assert isinstance(step.updater, FastUpdate)
+        self._step = step
+        self._updater = step.updater
+        self._values = ctx.optimizer_state["groups"]
+        self._trainable = ctx.trainable
+        # What is lent is copied when it is written to, if the lender or anybody else still has it.
+        params = {name: lend(p) if name in ctx.trainable else p for name, p in ctx.params.items()}
+        slots = lend_tree(ctx.optimizer_state["slots"])
+        self._place = [_Place(params, slots, [], [], ctx.buffers, ctx.last_loss, ctx.measures, ctx.data, 0)]
+        self._start = evolve(ctx, params={}, buffers={}, optimizer_state={}, last_loss=(), measures={}, data=())
+        self._order = list(params)
+        self._in_place = all(group.kernel.in_place for group in self._updater.groups)
+        self._leaves: Tensors = {}
+        self._missing: list[int] = []
+        self._positions = {name: i for i, name in enumerate(ctx.trainable)}
+
+    @staticmethod
+    def can_train(step: Step, ctx: Context) -> bool:
+        """Whether the batches after ``ctx`` can be a stretch: no hook looks at them, and kernels make the update."""
+        loop = ctx.loop
+        return (
+            isinstance(step.updater, FastUpdate)
+            and loop.accumulate == 1
+            and not step.network.writes
+            and not any(loop.hooks[stage] for stage in ("batch_begin", "after_backward", "batch_end"))
+        )
+
+    def run(self, items: Iterator[Item], stop: float) -> None:
+        """Train the batches that ``items`` gives, up to the ``stop``-th of the run."""
+        left = stop - self._start.global_step
+        probe = True
+        with torch.enable_grad():
+            while self._place[0].batches < left and (item := self._next(items)) is not None:
+                (batch, data), _ = item
+                self._train(batch, data, probe)
+                probe = False
+
+    def context(self) -> Context:
+        """The boundary after the last batch that was done."""
+        place, params, slots = self._place[0], *self._merged()
+        start, done = self._start, place.batches
+        changes = {
+            "params": params,
+            "buffers": place.buffers,
+            "optimizer_state": {"groups": self._values, "slots": slots},
+            "last_loss": place.loss,
+            "measures": place.measures,
+            "data": place.data,
+        }
+        if not done:
+            return evolve(start, **changes)
+        return after(start, "batch_end", step=start.step + done, global_step=start.global_step + done, **changes)
+
+    def _where(self) -> str:
+        return f"epoch {self._start.epoch}, step {self._start.step + self._place[0].batches + 1}"
+
+    def _next(self, items: Iterator[Item]) -> Item | None:
+        with noting(lambda: f"while reading the training data ({self._where()})"):
+            return next(items, None)
+
+    def _train(self, batch: Batch, data: Any, probe: bool) -> None:
+        place, loop = self._place[0], self._start.loop
+        batch = to_device(batch, loop.device)
+        with noting(
+            lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({self._where()})"
+        ):
+            loss, outputs, buffers, grads = self._gradients(place, batch, probe)
+        running = place.measures
+        if loop.measures_train and running["train"] != ():
+            with noting(lambda: f"in the training scores ({self._where()})"):
+                y_hat = first_output(tree_detach(outputs))
+                rows = measures.accumulate(loop.measures_train, running["train"], y_hat, batch.y)
+            running = {**running, "train": rows}
+        # The graph holds on to the parameters.
+        del outputs
+        with noting(lambda: f"in the optimizer, between 'after_backward' and 'batch_end' ({self._where()})"):
+            self._update(grads, buffers, loss.detach(), running, data, place.batches + 1)
+
+    def _gradients(
+        self, place: _Place, batch: Batch, probe: bool
+    ) -> tuple[Tensor, Any, Tensors, Sequence[Tensor | None]]:
+        step, trainable, start = self._step, self._trainable, self._start
+        leaves = self._leaves = self._leaves or step.leaves(self._merged()[0], trainable)
+        versions = {name: leaf._version for name, leaf in leaves.items()} if probe else {}
+        seed = fold_in(start.seed, "step", start.global_step + place.batches + 1)
+        loss, outputs, buffers = step.loss_of(leaves, place.buffers, batch, seed)
+        if probe:
+            step.check(loss, trainable, leaves, versions)
+        return loss, outputs, buffers, backward(loss, [leaves[name] for name in trainable])
+
+    def _update(self, grads: Sequence[Tensor | None], *done: Any) -> None:
+        """Move parameters and slots, and be at the place whose last fields are ``done``."""
+        missing = [i for i, grad in enumerate(grads) if grad is None]
+        with self._updater.no_grad:
+            if not self._place[0].names or missing != self._missing:
+                self._arrange(missing)
+            place = self._place[0]
+            if (plans := self._plan(place, grads)) is not None:
+                there = _Place(place.params, place.slots, place.names, [columns for _, columns in plans], *done)
+                row = [*(write for write, _ in plans), partial(setitem, self._place, 0, there)]
+                deque(map(call, row), maxlen=0)
+        if plans is None:
+            self._update_generically(grads, *done)
+        elif not self._in_place:
+            self._leaves = {}
+
+    def _arrange(self, missing: list[int]) -> None:
+        """Put what has a gradient into columns, if kernels can move all of it."""
+        params, slots = self._merged()
+        groups = list(zip(self._updater.groups, self._values))
+        absent = {self._trainable[i] for i in missing}
+        names = [
+            [name for name in group.layouts if name in self._positions and name not in absent] for group, _ in groups
+        ]
+        columns = [group.columns(own, values, slots, params) for (group, values), own in zip(groups, names)]
+        if any(each is None for each in columns):
+            names, columns = [], []
+        # Whoever keeps a tensor here too would keep the memory of what it was.
+        for (group, values), own in zip(groups, names):
+            keys = group.kernel.slots(values, group.flags)
+            for name in own:
+                del params[name]
+                if name in slots and keys:
+                    slots[name] = {key: value for key, value in slots[name].items() if key not in keys}
+        self._missing = missing
+        self._place[0] = self._place[0]._replace(params=params, slots=slots, names=names, columns=columns)
+
+    def _plan(self, place: _Place, grads: Sequence[Tensor | None]) -> list[tuple[Write, Columns]] | None:
+        """By group, what the kernels will write; ``None`` where they will not do."""
+        if not place.names:
+            return None
+        plans = []
+        for group, values, names, columns in zip(self._updater.groups, self._values, place.names, place.columns):
+            own = group.fitted([grads[self._positions[name]] for name in names], columns)
+            if own is None:
+                return None
+            plans.append(group.plan(values, own, columns))
+        return plans
+
+    def _update_generically(self, grads: Sequence[Tensor | None], *done: Any) -> None:
+        params, slots = self._merged()
+        found = {name: grad for name, grad in zip(self._trainable, grads) if grad is not None}
+        params, state = self._updater.generic(found, {"groups": self._values, "slots": slots}, params)
+        self._place[0] = _Place(params, state["slots"], [], [], *done)
+        self._leaves = {}
+
+    def _merged(self) -> tuple[Tensors, dict[str, Any]]:
+        """All parameters, and the slots of all that have any, by name."""
+        place = self._place[0]
+        params, slots = dict(place.params), dict(place.slots)
+        for group, values, names, columns in zip(self._updater.groups, self._values, place.names, place.columns):
+            moved, made = group.rows(names, values, slots, columns)
+            params |= moved
+            slots |= made
+        return {name: params[name] for name in self._order}, slots
