@@ -53,7 +53,7 @@ def _states() -> tuple[Any, Any]:
 class _NumpyState(ctypes.Structure):
     """numpy's ``mt19937_state``."""
 
-    _fields_ = [("key", ctypes.c_uint32 * 624), ("position", ctypes.c_int)]
+    _fields_ = [("first", ctypes.c_uint32), ("others", ctypes.c_uint32 * 623), ("position", ctypes.c_int)]
 
 
 def _python_counter(generator: random.Random) -> Any:
@@ -82,8 +82,15 @@ def _read() -> Reading:
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return python
-    generator = numpy.random.get_bit_generator()
-    if type(generator) is not numpy.random.MT19937:
-        return None
-    state = _NumpyState.from_address(generator.ctypes.state_address)
-    return (*python, id(generator), state.position, state.key[0])
+    global _numpy_known
+    generator, state = numpy.random.get_bit_generator(), _numpy_known[1]
+    if generator is not _numpy_known[0]:
+        if type(generator) is not numpy.random.MT19937:
+            return None
+        state = _NumpyState.from_address(generator.ctypes.state_address)
+        _numpy_known = generator, state
+    return (*python, id(generator), state.position, state.first)
+
+
+_numpy_known: tuple[Any, Any] = (None, None)
+"""numpy's global generator, and where its state lies."""

@@ -96,7 +96,7 @@ class FastGroup:
         if not names:
             return {}, {}
         own_grads = [grads[name] for name in names]
-        if not (_are_numbers(values.values()) and self._fit(names, own_grads)):
+        if not self._fit(names, own_grads):
             return None
         if (columns := self.columns(names, values, slots, params)) is None:
             return None
@@ -129,6 +129,8 @@ class FastGroup:
         keys, fresh = self.kernel.slots(values, self.flags), self.kernel.fresh
         if not names:
             return [(), *(() for _ in keys)]
+        if not _are_numbers(values.values()):
+            return None
         if fresh is not None:
             slots = {name: slots.get(name) or fresh(params[name], self.flags) for name in names}
         try:
@@ -139,7 +141,7 @@ class FastGroup:
         except KeyError:
             return None
         if self._made(names, columns):
-            return columns
+            return self._last[1]
         if not self._all_fit(names, keys, columns):
             return None
         return [_shared(column) if key == "step" else column for key, column in zip(("", *keys), columns)]
@@ -337,21 +339,23 @@ def _sgd_fused(values: Group, flags: Group, grads: Column, columns: Columns) -> 
     return write, columns
 
 
+class _Shared(tuple[Tensor, ...]):
+    """A column that is one tensor over and over."""
+
+
 def _shared(steps: Column) -> Column:
     """One counter for all parameters, where they have made the same number of steps."""
-    return [steps[0]] * len(steps) if len({step.item() for step in steps}) == 1 else steps
+    return _Shared(steps[:1] * len(steps)) if len({step.item() for step in steps}) == 1 else steps
 
 
 def _counted(steps: Column) -> Column:
-    first = steps[0]
-    if all(step is first for step in steps):
-        return [first + 1] * len(steps)
+    if type(steps) is _Shared:
+        return _Shared((steps[0] + 1,) * len(steps))
     return torch._foreach_add(steps, _ONE, alpha=1)
 
 
 def _counts(steps: Column) -> list[float]:
-    first = steps[0]
-    return [first.item()] * len(steps) if all(step is first for step in steps) else [step.item() for step in steps]
+    return [steps[0].item()] * len(steps) if type(steps) is _Shared else [step.item() for step in steps]
 
 
 def _wrapped(number: float, column: Column) -> Tensor:

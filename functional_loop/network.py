@@ -33,6 +33,7 @@ class FunctionalNetwork:
         self._buffers = list(_slots(self.module, self.module.named_buffers(), "_buffers"))
         self._unset = list(_unset_buffers(self.module))
         self._training: bool | None = None
+        self._shown: dict[str, Tensor] = {}
         self.writes = frozenset(_renormalised(self.module))
         """Parameters that the forward call itself writes to (``nn.Embedding(max_norm=...)``)."""
 
@@ -43,8 +44,10 @@ class FunctionalNetwork:
         if training is not self._training:
             self.module.train(training)
             self._training = training
-        for container, key, name in self._params:
-            container[key] = params[name]
+        if params is not self._shown:
+            for container, key, name in self._params:
+                container[key] = params[name]
+            self._shown = params
         if not buffers:
             return self._forward(x), buffers
         cloned = {name: buffer.clone() for name, buffer in buffers.items()}
@@ -79,6 +82,7 @@ class FunctionalNetwork:
         """Let go of the tensors of the last call."""
         for container, key, _ in (*self._params, *self._buffers):
             container[key] = None
+        self._shown = {}
 
 
 def check_network(module: nn.Module) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .draws import DrawWatch
 from .network import FunctionalNetwork, tree_detach
 from .record import did_you_mean
-from .rng import seeded, torch_seeded
+from .seeding import Seeding
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -47,9 +46,8 @@ class Step:
         self.autocast_dtype = loop.autocast
         self.optimizer = loop.optimizer
         self.updater = loop.optimizer.updater(dict(self.network.module.named_parameters()))
-        self._draws = DrawWatch()
         # A network that writes to its parameters can't be called twice on them.
-        self._seeds_everything = bool(self.network.writes)
+        self.seeding = Seeding(everything=bool(self.network.writes))
 
     def gradients(
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
@@ -140,25 +138,12 @@ class Step:
         return leaves
 
     def _run(self, forward: Callable[[], R], seed: int) -> R:
-        """``forward`` under its seed and in the precision of the loop, whatever is set around the call.
-
-        To seed numpy and `random` as well costs as much as a small network. It is done once the network has been seen
-        to draw from them; the call in which it was seen is made again.
-        """
+        """``forward`` under its seed and in the precision of the loop, whatever is set around the call."""
         if self.autocast_dtype is not None:
             forward = torch.autocast(self.device_type, self.autocast_dtype)(forward)
         elif torch.is_autocast_enabled(self.device_type):
             forward = torch.autocast(self.device_type, enabled=False)(forward)
-        if not self._seeds_everything:
-            with torch_seeded(seed):
-                self._draws.look()
-                result = forward()
-                if not self._draws.has_moved():
-                    return result
-                self._draws.restore()
-            self._seeds_everything = True
-        with seeded(seed):
-            return forward()
+        return self.seeding.call(forward, seed)
 
     def check(self, loss: Any, trainable: tuple[str, ...], params: Tensors, versions: dict[str, int]) -> None:
         if torch.is_inference_mode_enabled():

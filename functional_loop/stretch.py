@@ -14,7 +14,6 @@ from torch import Tensor
 from . import measures
 from .batch import Batch, to_device
 from .context import Context, after, first_output
-from .errors import noting
 from .kernels import Columns, FastUpdate, Write
 from .lending import lend, lend_tree
 from .network import tree_detach
@@ -63,6 +62,7 @@ class Stretch:
         self._start = evolve(ctx, params={}, buffers={}, optimizer_state={}, last_loss=(), measures={}, data=())
         self._order = list(params)
         self._in_place = all(group.kernel.in_place for group in self._updater.groups)
+        self._doing = ""
         self._leaves: Tensors = {}
         self._missing: list[int] = []
         self._positions = {name: i for i, name in enumerate(ctx.trainable)}
@@ -82,11 +82,19 @@ class Stretch:
         """Train the batches that ``items`` gives, up to the ``stop``-th of the run."""
         left = stop - self._start.global_step
         probe = True
-        with torch.enable_grad():
-            while self._place[0].batches < left and (item := self._next(items)) is not None:
-                (batch, data), _ = item
-                self._train(batch, data, probe)
-                probe = False
+        try:
+            with torch.enable_grad(), self._step.seeding.held():
+                while self._place[0].batches < left:
+                    self._doing = "while reading the training data"
+                    if (item := next(items, None)) is None:
+                        break
+                    (batch, data), _ = item
+                    self._train(batch, data, probe)
+                    probe = False
+        except BaseException as error:
+            place = f"epoch {self._start.epoch}, step {self._start.step + self._place[0].batches + 1}"
+            error.add_note(f"{self._doing} ({place})")
+            raise
 
     def context(self) -> Context:
         """The boundary after the last batch that was done."""
@@ -96,7 +104,7 @@ class Stretch:
             "params": params,
             "buffers": place.buffers,
             "optimizer_state": {"groups": self._values, "slots": slots},
-            "last_loss": place.loss,
+            "last_loss": place.loss.detach() if isinstance(place.loss, Tensor) else place.loss,
             "measures": place.measures,
             "data": place.data,
         }
@@ -104,30 +112,21 @@ class Stretch:
             return evolve(start, **changes)
         return after(start, "batch_end", step=start.step + done, global_step=start.global_step + done, **changes)
 
-    def _where(self) -> str:
-        return f"epoch {self._start.epoch}, step {self._start.step + self._place[0].batches + 1}"
-
-    def _next(self, items: Iterator[Item]) -> Item | None:
-        with noting(lambda: f"while reading the training data ({self._where()})"):
-            return next(items, None)
-
     def _train(self, batch: Batch, data: Any, probe: bool) -> None:
         place, loop = self._place[0], self._start.loop
+        self._doing = "in the network or the loss, between 'batch_begin' and 'after_backward'"
         batch = to_device(batch, loop.device)
-        with noting(
-            lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({self._where()})"
-        ):
-            loss, outputs, buffers, grads = self._gradients(place, batch, probe)
+        loss, outputs, buffers, grads = self._gradients(place, batch, probe)
         running = place.measures
         if loop.measures_train and running["train"] != ():
-            with noting(lambda: f"in the training scores ({self._where()})"):
-                y_hat = first_output(tree_detach(outputs))
-                rows = measures.accumulate(loop.measures_train, running["train"], y_hat, batch.y)
+            self._doing = "in the training scores"
+            y_hat = first_output(tree_detach(outputs))
+            rows = measures.accumulate(loop.measures_train, running["train"], y_hat, batch.y)
             running = {**running, "train": rows}
         # The graph holds on to the parameters.
         del outputs
-        with noting(lambda: f"in the optimizer, between 'after_backward' and 'batch_end' ({self._where()})"):
-            self._update(grads, buffers, loss.detach(), running, data, place.batches + 1)
+        self._doing = "in the optimizer, between 'after_backward' and 'batch_end'"
+        self._update(grads, buffers, loss, running, data, place.batches + 1)
 
     def _gradients(
         self, place: _Place, batch: Batch, probe: bool
