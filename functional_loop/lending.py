@@ -26,7 +26,8 @@ def lend(tensor: Tensor) -> Tensor:
     >>> mine, was_written(lent, mine)
     (tensor([0., 0.]), True)
     """
-    return _lazy_clone(tensor.detach())  # type: ignore[no-any-return]
+    lent = tensor.detach()
+    return _lazy_clone(lent) if lent.layout == torch.strided else lent.clone()
 
 
 def was_written(lent: Tensor, original: Tensor) -> bool:

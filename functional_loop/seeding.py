@@ -25,13 +25,13 @@ class Seeding:
     def __init__(self, everything: bool) -> None:
         self._everything = everything
         self._watch = DrawWatch()
-        self._is_held = False
+        self._held: tuple[torch.Generator, ...] = ()
 
     def call(self, function: Callable[[], R], seed: int) -> R:
         """What ``function()`` returns, where all that it draws is a function of ``seed``."""
-        if self._is_held and not self._everything:
+        if self._held and not self._everything:
             with generators_lock:
-                for generator in torch_generators():
+                for generator in self._held:
                     generator.manual_seed(seed)
                 result = function()
             if not self._watch.has_moved():
@@ -58,10 +58,10 @@ class Seeding:
         generators = torch_generators()
         states = [generator.get_state() for generator in generators]
         self._watch.look()
-        self._is_held = True
+        self._held = generators
         try:
             yield
         finally:
-            self._is_held = False
+            self._held = ()
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)

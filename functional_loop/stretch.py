@@ -64,6 +64,7 @@ class Stretch:
         self._in_place = all(group.kernel.in_place for group in self._updater.groups)
         self._doing = ""
         self._leaves: Tensors = {}
+        self._wanted: tuple[Tensor, ...] = ()
         self._missing: list[int] = []
         self._positions = {name: i for i, name in enumerate(ctx.trainable)}
 
@@ -132,13 +133,16 @@ class Stretch:
         self, place: _Place, batch: Batch, probe: bool
     ) -> tuple[Tensor, Any, Tensors, Sequence[Tensor | None]]:
         step, trainable, start = self._step, self._trainable, self._start
-        leaves = self._leaves = self._leaves or step.leaves(self._merged()[0], trainable)
+        if not self._leaves:
+            self._leaves = step.leaves(self._merged()[0], trainable)
+            self._wanted = tuple(self._leaves[name] for name in trainable)
+        leaves = self._leaves
         versions = {name: leaf._version for name, leaf in leaves.items()} if probe else {}
         seed = fold_in(start.seed, "step", start.global_step + place.batches + 1)
         loss, outputs, buffers = step.loss_of(leaves, place.buffers, batch, seed)
         if probe:
             step.check(loss, trainable, leaves, versions)
-        return loss, outputs, buffers, backward(loss, [leaves[name] for name in trainable])
+        return loss, outputs, buffers, backward(loss, self._wanted)
 
     def _update(self, grads: Sequence[Tensor | None], *done: Any) -> None:
         """Move parameters and slots, and be at the place whose last fields are ``done``."""
