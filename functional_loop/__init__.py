@@ -5,6 +5,7 @@ from .bisection import bisect
 from .context import Context, boundary
 from .data import Batch, BatchSource, as_batch, batches
 from .differences import Difference, differences
+from .donation import DonatedError
 from .errors import CheckpointError, FunctionalLoopError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointStore",
     "Context",
     "Difference",
+    "DonatedError",
     "FunctionalLoopError",
     "Hook",
     "Loop",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+
 from .draws import DrawWatch
 from .rng import generators_lock, seeded, torch_generators, torch_seeded
 

@@ -21,6 +21,9 @@ from .record import evolve
 from .rng import fold_in
 from .step import Step, Tensors, backward
 
+# Called with a function of no arguments.
+_call: Any = call
+
 Item = tuple[tuple[Batch, Any], bool]
 
 
@@ -148,27 +151,27 @@ class Stretch:
         """Move parameters and slots, and be at the place whose last fields are ``done``."""
         missing = [i for i, grad in enumerate(grads) if grad is None]
         with self._updater.no_grad:
-            if not self._place[0].names or missing != self._missing:
-                self._arrange(missing)
             place = self._place[0]
+            if not place.names or missing != self._missing:
+                place = self._arranged(missing)
             if (plans := self._plan(place, grads)) is not None:
                 there = _Place(place.params, place.slots, place.names, [columns for _, columns in plans], *done)
-                row = [*(write for write, _ in plans), partial(setitem, self._place, 0, there)]
-                deque(map(call, row), maxlen=0)
+                row: list[Write] = [*(write for write, _ in plans), partial(setitem, self._place, 0, there)]
+                deque(map(_call, row), maxlen=0)
         if plans is None:
             self._update_generically(grads, *done)
         elif not self._in_place:
             self._leaves = {}
 
-    def _arrange(self, missing: list[int]) -> None:
-        """Put what has a gradient into columns, if kernels can move all of it."""
+    def _arranged(self, missing: list[int]) -> _Place:
+        """The same place, with what has a gradient in columns, if kernels can move all of it."""
         params, slots = self._merged()
         groups = list(zip(self._updater.groups, self._values))
         absent = {self._trainable[i] for i in missing}
         names = [
             [name for name in group.layouts if name in self._positions and name not in absent] for group, _ in groups
         ]
-        columns = [group.columns(own, values, slots, params) for (group, values), own in zip(groups, names)]
+        columns: list[Any] = [group.columns(own, values, slots, params) for (group, values), own in zip(groups, names)]
         if any(each is None for each in columns):
             names, columns = [], []
         # Whoever keeps a tensor here too would keep the memory of what it was.
@@ -179,9 +182,9 @@ class Stretch:
                 if name in slots and keys:
                     slots[name] = {key: value for key, value in slots[name].items() if key not in keys}
         self._missing = missing
-        self._place[0] = self._place[0]._replace(params=params, slots=slots, names=names, columns=columns)
+        return self._place[0]._replace(params=params, slots=slots, names=names, columns=columns)
 
-    def _plan(self, place: _Place, grads: Sequence[Tensor | None]) -> list[tuple[Write, Columns]] | None:
+    def _plan(self, place: _Place, grads: Sequence[Any]) -> list[tuple[Write, Columns]] | None:
         """By group, what the kernels will write; ``None`` where they will not do."""
         if not place.names:
             return None

@@ -9,7 +9,10 @@ from typing import Any
 
 from .batch import Batch, as_batch, copied
 from .context import Context, check_boundary
+from .donation import give_back, take
 from .errors import attach_context
+from .step import Step
+from .stretch import Stretch
 from .walk import Walk, run_hook, train_batch
 
 
@@ -63,7 +66,7 @@ def train(ctx: Context, steps: int | None = None) -> Context:
     return walk.ctx
 
 
-def train_step(ctx: Context, batch: Batch | tuple[Any, Any]) -> Context:
+def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = False) -> Context:
     """One batch, with the three batch stages: the context of its ``batch_end``.
 
     For those who bring their own batches. The batch takes the place of the epoch's next; ``exit`` hooks do not run.
@@ -71,9 +74,19 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any]) -> Context:
     Args:
         ctx: a context after ``epoch_begin`` or ``batch_end``.
         batch: a `Batch` or a pair ``(x, y)``; the network gets a copy.
+        donate: use ``ctx`` up: its tensors may be written to, which saves their memory and some time. Whoever looks at
+            it afterwards gets a `DonatedError`. What else shares its tensors (an earlier context, the state of a
+            callback) stays as it is.
 
     Raises:
         ValueError: ``ctx`` is at another place in the loop, or its epoch has no batch left.
+
+    >>> from functional_loop.examples.digits import digits, loop
+    >>> import functional_loop as fl
+    >>> x, y = digits()
+    >>> ctx = next(c for c in fl.iterate(fl.init(loop(), seed=0)) if c.stage == "epoch_begin")
+    >>> fl.train_step(ctx, (x[:32], y[:32]))
+    Context(epoch=1, step=1, global_step=1, stage='batch_end', seed=0)
     """
     check_boundary(ctx, "train_step")
     if ctx.stage not in ("epoch_begin", "batch_end"):
@@ -84,14 +97,32 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any]) -> Context:
     length = ctx.loop.train.length
     if ctx.step == length:
         raise ValueError(f"epoch {ctx.epoch} has {length} batches and all are done: walk on with iterate(ctx)")
-    step = ctx.loop.borrow_step()
+    step, last = ctx.loop.borrow_step(), ctx.step + 1 == length
     try:
-        return train_batch(step, ctx, copied(as_batch(batch)), ctx.data, ctx.step + 1 == length, probe=True)
+        own = copied(as_batch(batch))
+        if donate:
+            return _train_and_use_up(step, ctx, own, last)
+        return train_batch(step, ctx, own, ctx.data, last, probe=True)
     except BaseException as error:
         attach_context(error, ctx)
         raise
     finally:
         ctx.loop.return_step(step)
+
+
+def _train_and_use_up(step: Step, ctx: Context, batch: Batch, last: bool) -> Context:
+    data = ctx.data
+    if not Stretch.can_train(step, ctx):
+        done = train_batch(step, ctx, batch, data, last, probe=True)
+        take(ctx)
+        return done
+    stretch = Stretch(step, take(ctx))
+    try:
+        stretch.run(iter([((batch, data), last)]), math.inf)
+    except BaseException:
+        give_back(ctx, stretch.context())
+        raise
+    return stretch.context()
 
 
 def _contexts(ctx: Context) -> Generator[Context]:
@@ -107,9 +138,13 @@ def _contexts(ctx: Context) -> Generator[Context]:
 def _entered(walk: Walk) -> Iterator[None]:
     """A run: it ends with the ``exit`` hooks, and its errors carry the last boundary."""
     try:
-        if walk.ctx.stage != "":
-            _run_resume(walk.ctx)
-        yield
+        walk.open()
+        try:
+            if walk.ctx.stage != "":
+                _run_resume(walk.ctx)
+            yield
+        finally:
+            walk.close()
     except GeneratorExit:
         _run_exit(walk.ctx, None)
         raise
@@ -119,8 +154,6 @@ def _entered(walk: Walk) -> Iterator[None]:
         raise
     else:
         _run_exit(walk.ctx, None)
-    finally:
-        walk.close()
 
 
 def _run_resume(ctx: Context) -> None:

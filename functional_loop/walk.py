@@ -27,24 +27,30 @@ class Walk:
         ctx: where to start.
         stop: the number of the batch, in the run, after which somebody will look at the context; the contexts of other
             batches nobody sees but hooks. ``None`` if every boundary is looked at.
-
-    Attributes:
-        ctx: the last boundary. If nobody else holds it, the tensors in it are written to on the way to the next one.
     """
 
     def __init__(self, ctx: Context, stop: float | None = None) -> None:
-        self.ctx = ctx
+        self._ctx = ctx
+        self._stretch: Stretch | None = None
         self._loop = ctx.loop
-        self._step = ctx.loop.borrow_step()
         self._stop = stop
         self._boundaries = self._grammar()
+
+    @property
+    def ctx(self) -> Context:
+        """The last boundary. If nobody else holds it, the tensors in it are written to on the way to the next one."""
+        return self._ctx if self._stretch is None else self._stretch.context()
 
     def advance(self) -> bool:
         """Go to the next boundary that somebody may look at; whether there was one."""
         return next(self._boundaries, False)
 
+    def open(self) -> None:
+        """Get hold of the loop's tensor program."""
+        self._step = self._loop.borrow_step()
+
     def close(self) -> None:
-        """Let go of the data, and give the loop's tensor program back."""
+        """Let go of the data, and give the tensor program back."""
         self._boundaries.close()
         self._loop.return_step(self._step)
 
@@ -70,7 +76,7 @@ class Walk:
 
     def _reach(self, stage: str, ctx: Context) -> bool:
         """Run the hooks of ``stage``, and be at its boundary."""
-        self.ctx = _boundary_after(stage, ctx)
+        self._ctx = _boundary_after(stage, ctx)
         return True
 
     def _train_batches(self) -> Iterator[bool]:
@@ -91,20 +97,19 @@ class Walk:
             raise ValueError(f"the training data gave no batch in epoch {epoch}")
 
     def _train_stretch(self, items: Iterator[Item], stop: float) -> bool:
-        stretch = Stretch(self._step, self.ctx)
+        self._stretch = Stretch(self._step, self._ctx)
         # From here on the stretch has the state, and nobody else.
-        del self.ctx
-        try:
-            stretch.run(items, stop)
-        finally:
-            self.ctx = stretch.context()
+        del self._ctx
+        self._stretch.run(items, stop)
+        self._ctx = self._stretch.context()
+        self._stretch = None
         return True
 
     def _train_each(self, items: Iterator[Item]) -> Iterator[bool]:
         probe = True
         while (item := _next(items, lambda: f"training data ({_place(self.ctx, step=1)})")) is not None:
             (batch, data), last = item
-            self.ctx = train_batch(self._step, self.ctx, batch, data, last, probe)
+            self._ctx = train_batch(self._step, self.ctx, batch, data, last, probe)
             yield True
             probe = False
 
@@ -115,7 +120,7 @@ class Walk:
             return
         batches = source.fetch(self.ctx.seed, self.ctx.epoch, self.ctx.step_valid, ())
         while (item := _next(batches, lambda: f"validation data ({_place(self.ctx, step_valid=1)})")) is not None:
-            self.ctx = _valid_batch(self._step, self.ctx, item[0])
+            self._ctx = _valid_batch(self._step, self.ctx, item[0])
             yield True
 
 

@@ -1,0 +1,214 @@
+"""Batches between which nobody looks are stepped in place, and nobody can tell."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import functional_loop as fl
+from functional_loop.callbacks import ema, history
+from functional_loop.stretch import Stretch
+
+F = nn.functional
+
+
+class Uneven(nn.Module):
+    """Its last part gets a gradient in some batches only; one parameter has strides of its own, one is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.2))
+        self.transposed = nn.Parameter(torch.randn(4, 4).t())
+        self.last = nn.Linear(4, 4)
+        self.unused = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) @ self.transposed
+        return self.last(x) if x[0, 0] > 0 else x
+
+
+OPTIMIZERS: dict[str, Callable[[], fl.Optimizer]] = {
+    "AdamW": lambda: fl.optimizer(torch.optim.AdamW, lr=0.01),
+    "fused AdamW": lambda: fl.optimizer(torch.optim.AdamW, lr=0.01, fused=True),
+    "fused amsgrad": lambda: fl.optimizer(torch.optim.Adam, lr=0.01, fused=True, amsgrad=True),
+    "SGD": lambda: fl.optimizer(torch.optim.SGD, lr=0.1),
+    "SGD momentum": lambda: fl.optimizer(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+    "fused SGD momentum": lambda: fl.optimizer(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True),
+    "groups": lambda: fl.optimizer(torch.optim.AdamW, fused=True, groups=[{"params": "*.bias", "weight_decay": 0.0}]),
+    "a tensor as rate": lambda: fl.optimizer(torch.optim.AdamW, lr=torch.tensor(0.01)),
+    "RMSprop": lambda: fl.optimizer(torch.optim.RMSprop, lr=0.01),
+}
+
+
+def loop_of(name: str, **more: Any) -> fl.Loop:
+    with fl.seeded(3):
+        x, y = torch.randn(22, 3), torch.randn(22, 4)
+    arguments: dict[str, Any] = {
+        "network": Uneven,
+        "train": fl.batches(x, y, batch_size=4, shuffle=True),
+        "valid": fl.batches(x, y, batch_size=11),
+        "epochs": 3,
+        "measures_train": [fl.measure("mse", F.mse_loss, minimize=True)],
+    }
+    return fl.Loop(loss=F.mse_loss, optimizer=OPTIMIZERS[name](), **(arguments | more))
+
+
+def boundaries(ctx: fl.Context) -> list[fl.Context]:
+    return list(fl.iterate(ctx))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_that_nobody_looks_at_has_the_bits_of_one_that_is_watched(name: str) -> None:
+    start = fl.init(loop_of(name), seed=1)
+    watched = boundaries(start)
+    assert fl.digest(fl.train(start)) == fl.digest(watched[-1])
+    after = {ctx.global_step: fl.digest(ctx) for ctx in watched if ctx.stage == "batch_end"}
+    for steps in (1, 2, 5, 6, 9):
+        assert fl.digest(fl.train(start, steps=steps)) == after[steps]
+
+
+@given(st.sampled_from(list(OPTIMIZERS)), st.lists(st.integers(1, 7), max_size=5))
+def test_contexts_on_the_way_stay_what_they_were(name: str, parts: list[int]) -> None:
+    kept: list[tuple[fl.Context, str]] = []
+
+    def keep(ctx: fl.Context) -> fl.Context:
+        if ctx.epoch != 2:
+            kept.append((ctx, fl.digest(fl.boundary(ctx, "epoch_end"))))
+        return ctx
+
+    ctx = fl.init(loop_of(name, callbacks=[ema(0.9), fl.Callback("keep", epoch_end=keep)]), seed=2)
+    given = [(ctx, fl.digest(ctx))]
+    for steps in parts:
+        ctx = fl.train(ctx, steps=steps)
+        given.append((ctx, fl.digest(ctx)))
+    fl.train(ctx)
+    for ctx, digest in given:
+        assert fl.digest(ctx) == digest
+    for ctx, digest in kept:
+        assert fl.digest(fl.boundary(ctx, "epoch_end")) == digest
+
+
+class Witness(nn.Module):
+    """Remembers where its parameter lies in memory."""
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.places = places
+
+    def __deepcopy__(self, memo: Any) -> Witness:
+        copied = Witness(self.places)
+        copied.layer = copy.deepcopy(self.layer, memo)
+        return copied
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.places.append(torch._C._data_address(self.layer.weight))
+        return self.layer(x)
+
+
+@pytest.mark.skipif(not hasattr(torch, "_lazy_clone"), reason="without it the first step of an epoch is on copies")
+def test_what_nobody_holds_is_stepped_in_place() -> None:
+    places: list[int] = []
+    loop = loop_of("fused AdamW", network=lambda: Witness(places), callbacks=[history()])
+    fl.train(fl.init(loop))
+    assert len(set(places)) == 1
+
+
+def test_what_somebody_holds_is_stepped_on_copies() -> None:
+    places: list[int] = []
+    loop = loop_of("fused AdamW", network=lambda: Witness(places), epochs=1, valid=None)
+    start = fl.init(loop)
+    fl.train(start)
+    assert places[0] == torch._C._data_address(start.params["layer.weight"])
+    assert len(set(places)) == 2
+    places.clear()
+    kept = boundaries(start)
+    assert len(set(places)) == len([ctx for ctx in kept if ctx.stage == "batch_end"])
+
+
+@pytest.mark.parametrize("name", ["fused AdamW", "AdamW", "SGD momentum"])
+def test_an_interrupt_at_any_line_leaves_a_boundary(name: str) -> None:
+    """From whatever `context_of` gives, the run ends with the bits of an uninterrupted one."""
+    start = fl.init(loop_of(name, epochs=1, valid=None), seed=1)
+    watched = {fl.digest(ctx) for ctx in boundaries(start)}
+    end = fl.digest(fl.train(start))
+    files = tuple(f"functional_loop/{room}.py" for room in ("stretch", "kernels", "step", "seeding", "network"))
+    at = 0
+    while (error := _interrupted(start, files, at)) is not None:
+        ctx = fl.context_of(error)
+        assert ctx is not None
+        assert fl.digest(ctx) in watched | {fl.digest(start)}
+        assert fl.digest(fl.train(ctx)) == end
+        at += 7
+    assert at > 100
+
+
+def _interrupted(start: fl.Context, files: tuple[str, ...], at: int) -> KeyboardInterrupt | None:
+    """Train from ``start`` with an interrupt before the ``at``-th line of ``files``."""
+    count = 0
+
+    def trace(frame: Any, event: str, argument: object) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.endswith(files):
+            return None
+        if event == "line":
+            count += 1
+            if count == at + 1:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        fl.train(start)
+    except KeyboardInterrupt as error:
+        return error
+    finally:
+        sys.settrace(before)
+    return None
+
+
+def test_errors_say_where_and_carry_the_boundary_before() -> None:
+    calls = 0
+
+    def loss(y_hat: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise RuntimeError("boom")
+        return F.mse_loss(y_hat, y)
+
+    loop = fl.evolve(loop_of("fused AdamW"), loss=loss)
+    start = fl.init(loop)
+    with pytest.raises(RuntimeError, match="boom") as caught:
+        fl.train(start)
+    assert "between 'batch_begin' and 'after_backward' (epoch 2, step 3)" in caught.value.__notes__[0]
+    ctx = fl.context_of(caught.value)
+    assert ctx is not None
+    assert (ctx.stage, ctx.epoch, ctx.step) == ("batch_end", 2, 2)
+    assert fl.digest(ctx) == fl.digest(fl.train(start, steps=8))
+
+
+@pytest.mark.parametrize("stage", ["batch_begin", "after_backward", "batch_end"])
+def test_hooks_of_a_batch_see_every_batch(stage: str) -> None:
+    seen: list[int] = []
+
+    def look(ctx: fl.Context) -> fl.Context:
+        seen.append(ctx.global_step)
+        return ctx
+
+    loop = loop_of("fused AdamW", callbacks=[fl.Callback("look", **{stage: look})])
+    ctx = fl.train(fl.init(loop))
+    assert seen == list(range(1, ctx.global_step + 1))
+    step = loop.borrow_step()
+    assert not Stretch.can_train(step, ctx)
+    assert Stretch.can_train(step, fl.init(loop_of("fused AdamW")))
