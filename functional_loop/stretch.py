@@ -77,6 +77,7 @@ class Stretch:
         loop = ctx.loop
         return (
             isinstance(step.updater, FastUpdate)
+            and not step.at_once
             and loop.accumulate == 1
             and not step.network.writes
             and not any(loop.hooks[stage] for stage in ("batch_begin", "after_backward", "batch_end"))

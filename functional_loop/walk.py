@@ -51,6 +51,7 @@ class Walk:
 
     def close(self) -> None:
         """Let go of the data, and give the tensor program back."""
+        self._ctx, self._stretch = self.ctx, None
         self._boundaries.close()
         self._loop.return_step(self._step)
 
