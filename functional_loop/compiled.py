@@ -12,7 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .batch import Batch, copied
 from .borrowed import State
 from .formulas import Plan, formulas
 from .graphs import Graph, UncompilableError, compile_graph
@@ -222,7 +222,8 @@ class CompiledStep(Step):
                 loss = self.loss(y_hats, y)
             wanted = [variables[name] for name in case.trainable]
             found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-        grads = {name: grad for name, grad in zip(case.trainable, found, strict=True) if grad is not None}
+        pairs: Iterable[tuple[str, Tensor | None]] = zip(case.trainable, found, strict=True)
+        grads = {name: grad for name, grad in pairs if grad is not None}
         if tuple(grads) != case.with_grads:
             raise UncompilableError("which parameters have gradients depends on values of tensors")
         params |= {name: variables[name].detach() for name in self.network.writes}
@@ -272,7 +273,8 @@ class CompiledStep(Step):
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
     ) -> tuple[Case, list[Any]]:
         """What the gradients of ``batch`` are compiled for, and its tensors."""
-        leaves, structure = optree.tree_flatten((batch.x, batch.y))
+        tree: Any = (batch.x, batch.y)
+        leaves, structure = optree.tree_flatten(tree)
         layouts = [_layout(leaf) for leaf in leaves]
         for case in self._cases:
             if case.layouts == layouts and case.structure == structure and case.trainable == trainable:
@@ -280,7 +282,7 @@ class CompiledStep(Step):
                     refuse_inference_mode()
                 return case, leaves
         # The eager step finds what is wrong with the network, and which parameters have gradients.
-        grads = super().gradients(params, buffers, trainable, batch, seed, probe=True).grads
+        grads = super().gradients(params, buffers, trainable, copied(batch), seed, probe=True).grads
         self._cases.append(Case(trainable, structure, layouts, tuple(grads)))
         if len(self._cases) == MANY_CASES + 1:
             warnings.warn(

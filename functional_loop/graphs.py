@@ -148,7 +148,7 @@ def _ahead_of_time(module: GraphModule, inputs: list[Tensor]) -> Flat | None:
     folder = cache_folder() / _key(module, inputs)
     try:
         if not (folder / "graph.so").exists():
-            _keep(Path(torch._inductor.aot_compile(module, tuple(inputs))), folder)
+            _keep(Path(str(torch._inductor.aot_compile(module, tuple(inputs)))), folder)
         run: Flat = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / "graph.so"), 1).run
     except Exception:
         return None
