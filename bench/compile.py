@@ -25,7 +25,6 @@ from .step import SETTINGS, Case
 from .timing import DifferentWorkError, add_timing, compare
 from .workloads import WORKLOADS, Workload
 
-
 CHART = Chart(("workload",), ("ratio of minima", "median ratio"), "time of compiled steps / hand-written loop")
 NAMES = ["mlp", "cnn", "gpt"]
 

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from .draws import DrawWatch
+from .rng import torch_seeded
 
 Flat: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
 Function: TypeAlias = Callable[..., tuple[list[Tensor], Any]]
@@ -126,6 +127,8 @@ def _lift(module: GraphModule) -> list[Tensor]:
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
         name = str(node.target)
+        if not isinstance(getattr(module, name, None), Tensor):
+            raise UncompilableError(f"its graph holds {name}, which is no tensor")
         if name not in lifted:
             with module.graph.inserting_after(inputs[-1]):
                 inputs.append(module.graph.placeholder(name.replace(".", "_")))
@@ -150,6 +153,7 @@ def _ahead_of_time(module: GraphModule, inputs: list[Tensor]) -> Flat | None:
         if not (folder / "graph.so").exists():
             _keep(Path(str(torch._inductor.aot_compile(module, tuple(inputs)))), folder)
         run: Flat = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / "graph.so"), 1).run
+        _try(run, inputs)
     except Exception:
         return None
     return run
@@ -181,10 +185,16 @@ def _just_in_time(module: GraphModule, inputs: list[Tensor]) -> Flat:
             return compiled(*tensors)  # type: ignore[no-any-return]
 
     try:
-        run([tensor.clone() for tensor in inputs])
+        _try(run, inputs)
     except Exception as error:
         raise UncompilableError(f"its graph can't be compiled ({_brief(error)})") from error
     return run
+
+
+def _try(run: Flat, inputs: list[Tensor]) -> None:
+    # Seeded, so that the generator of the process stays where it is.
+    with torch_seeded(0):
+        run(inputs)
 
 
 def _key(module: GraphModule, inputs: list[Tensor]) -> str:

@@ -269,7 +269,9 @@ def finish(sd: Any) -> tuple[str, bool]:
 
 def test_a_compiled_run_goes_on_in_a_fresh_process_bit_for_bit_and_compiles_nothing_there() -> None:
     start = fl.init(noisy_loop(), seed=0)
+    generator = torch.get_rng_state()
     end = fl.train(start)
+    assert torch.equal(torch.get_rng_state(), generator)
     assert fl.digest(fl.train(start)) == fl.digest(end)
     assert graphs.cache_folder().exists()
     half = fl.train(start, steps=1)
