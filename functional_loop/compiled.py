@@ -16,6 +16,7 @@ from .batch import Batch, copied
 from .borrowed import State
 from .formulas import Plan, formulas
 from .graphs import Graph, UncompilableError, compile_graph
+from .layouts import fit, layout
 from .network import tree_detach
 from .rng import torch_seeded
 from .step import Gradients, Step, Tensors, refuse_inference_mode
@@ -23,7 +24,6 @@ from .step import Gradients, Step, Tensors, refuse_inference_mode
 if TYPE_CHECKING:
     from .loop import Loop
 
-Layout: TypeAlias = tuple[torch.dtype, torch.Size, tuple[int, ...]]
 Column: TypeAlias = Sequence[Tensor]
 
 MANY_CASES = 8
@@ -75,7 +75,7 @@ class CompiledStep(Step):
         params: Tensors = dict(self.network.module.named_parameters())
         buffers: Tensors = dict(self.network.module.named_buffers())
         self._names, self._buffer_names = tuple(params), tuple(buffers)
-        self._layouts = {name: _layout(t.detach().clone()) for name, t in (*params.items(), *buffers.items())}
+        self._layouts = {name: layout(t.detach().clone()) for name, t in (*params.items(), *buffers.items())}
         self._formulas = formulas(self.optimizer, params)
         self._shows_grads = bool(loop.hooks["batch_end"])
         self._cases: list[Case] = []
@@ -234,7 +234,7 @@ class CompiledStep(Step):
     ) -> Compiled:
         """The graph, run once to see that it can be, and which strides it gives its outputs."""
         made = self._call(Compiled(graph, params, owners, ()), inputs, seed=0)
-        differing = [i for i, (name, tensor) in enumerate(zip(owners, made)) if _layout(tensor) != self._layouts[name]]
+        differing = [i for i, (name, tensor) in enumerate(zip(owners, made)) if layout(tensor) != self._layouts[name]]
         return Compiled(graph, params, owners, tuple(differing))
 
     def _graph(self, key: Hashable, compile: Callable[..., Compiled], *args: Any) -> Compiled | None:
@@ -264,7 +264,7 @@ class CompiledStep(Step):
         else:
             made = list(run(tensors))
         for i in compiled.to_restride:
-            made[i] = _fit(made[i], self._layouts[compiled.owners[i]])
+            made[i] = fit(made[i], self._layouts[compiled.owners[i]], compiled.owners[i])
         return made
 
     # What graphs are run on: tensors in the layouts for which they were compiled.
@@ -275,7 +275,7 @@ class CompiledStep(Step):
         """What the gradients of ``batch`` are compiled for, and its tensors."""
         tree: Any = (batch.x, batch.y)
         leaves, structure = optree.tree_flatten(tree)
-        layouts = [_layout(leaf) for leaf in leaves]
+        layouts = [layout(leaf) for leaf in leaves]
         for case in self._cases:
             if case.layouts == layouts and case.structure == structure and case.trainable == trainable:
                 if probe:
@@ -332,25 +332,8 @@ class CompiledStep(Step):
         return self._formulas.plan(with_grads, state)
 
     def _fit(self, names: Iterable[str], tensors: Iterable[Tensor]) -> Column:
-        return [_fit(tensor, self._layouts[name], name) for name, tensor in zip(names, tensors, strict=True)]
+        return [fit(tensor, self._layouts[name], name) for name, tensor in zip(names, tensors, strict=True)]
 
 
 def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
-
-
-def _layout(leaf: Any) -> Any:
-    return (leaf.dtype, leaf.shape, leaf.stride()) if isinstance(leaf, Tensor) else type(leaf)
-
-
-def _fit(tensor: Tensor, layout: Layout, name: str = "") -> Tensor:
-    """``tensor``, or a copy of it, in a layout; a graph reads memory without a look at strides."""
-    if _layout(tensor) == layout:
-        return tensor
-    dtype, shape, stride = layout
-    if tensor.dtype is not dtype or tensor.shape != shape:
-        raise ValueError(
-            f"{name!r} is of dtype {dtype} and shape {list(shape)} in the network, but what belongs to it in the "
-            f"context (it, its gradient or its slot in the optimizer) of {tensor.dtype} and {list(tensor.shape)}"
-        )
-    return torch.empty_strided(shape, stride, dtype=dtype, device=tensor.device).copy_(tensor)
