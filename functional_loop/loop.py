@@ -77,7 +77,7 @@ class Loop:
         autocast: ``torch.bfloat16`` for mixed precision, or ``None``.
         compile: compile the steps. Forward, backward and update become one graph (two, where a hook of
             ``after_backward`` or ``accumulate`` needs the gradients in between), once for every shape of batch and set
-            of trainable parameters: seconds to a minute when it is new, well below a second when it is in the
+            of trainable parameters: seconds to a minute when it is new, that of tracing it when it is in the
             cache (that of ``torch.compile``, ``$TORCHINDUCTOR_CACHE_DIR``). Needs a C++ compiler. Kernels
             round differently when they are compiled, so a run has the same bits as other compiled runs only. The
             network and the loss are called once and their graph is reused: what they compute of Python values, rather
