@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from . import compile as compiled
 from . import data, hooks, memory, paper, scale, step
 from .peers import command as peers
 from .report import environment, noise, table, write_json, write_png
@@ -18,6 +19,7 @@ COMMANDS = {
     "step": step,
     "data": data,
     "hooks": hooks,
+    "compile": compiled,
     "memory": memory,
     "scale": scale,
     "paper": paper,

@@ -39,6 +39,9 @@ class Step:
     time.
     """
 
+    at_once = False
+    """Whether the walk is to call `CompiledStep.whole` in the place of `gradients` and `update`."""
+
     def __init__(self, loop: Loop) -> None:
         self.network = FunctionalNetwork(loop.template())
         self.loss = loop.loss
@@ -146,8 +149,7 @@ class Step:
         return self.seeding.call(forward, seed)
 
     def check(self, loss: Any, trainable: tuple[str, ...], params: Tensors, versions: dict[str, int]) -> None:
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError("gradients can't be computed inside torch.inference_mode(): call train outside of it")
+        refuse_inference_mode()
         if not isinstance(loss, Tensor):
             raise TypeError(f"the loss must return a scalar tensor, not {type(loss).__name__}")
         if loss.dim() != 0:
@@ -168,6 +170,11 @@ class Step:
                     f"the network writes to its parameter {name!r} in place when it is called, so that the context "
                     "that it was given has changed: make that tensor a buffer, or compute a new tensor instead"
                 )
+
+
+def refuse_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("gradients can't be computed inside torch.inference_mode(): call train outside of it")
 
 
 def backward(loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:

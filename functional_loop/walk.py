@@ -192,8 +192,19 @@ def train_batch(step: Step, ctx: Context, batch: Batch, data: Any, last: bool, p
         "global_step": ctx.global_step + 1,
     }
     draft.run_hooks("batch_begin")
+    if step.at_once:
+        _compiled(step, draft, probe)
+    else:
+        _in_parts(step, draft, last, probe)
+    draft.run_hooks("batch_end")
+    return draft.after("batch_end")
+
+
+def _in_parts(step: Step, draft: Draft, last: bool, probe: bool) -> None:
+    """Gradients, the hooks that see them, and the update where a window ends."""
+    loop = draft["loop"]
     found = _gradients(step, draft, draft["params"], draft["buffers"], probe)
-    position = ctx.step % loop.accumulate + 1
+    position = (draft["step"] - 1) % loop.accumulate + 1
     updates = last or position == loop.accumulate
     sums = found.grads if loop.accumulate == 1 else _add(draft["accumulated"], found.grads, draft["trainable"])
     draft.changes.update(
@@ -209,8 +220,30 @@ def train_batch(step: Step, ctx: Context, batch: Batch, data: Any, last: bool, p
         _check_grads(draft["grads"], draft["params"])
     if updates:
         _update(step, draft)
-    draft.run_hooks("batch_end")
-    return draft.after("batch_end")
+
+
+def _compiled(step: Any, draft: Draft, probe: bool) -> None:
+    """All that `_in_parts` does, in one graph."""
+    seed = fold_in(draft["seed"], "step", draft["global_step"])
+    with noting(lambda: f"in the compiled step, between 'batch_begin' and 'batch_end' ({_place(draft)})"):
+        found, optimizer_state = step.whole(
+            draft["params"],
+            draft["buffers"],
+            draft["trainable"],
+            draft["batch"],
+            draft["optimizer_state"],
+            seed,
+            probe,
+        )
+    draft.changes.update(
+        params=found.params,
+        buffers=found.buffers,
+        y_hats=found.y_hats,
+        last_loss=found.loss,
+        grads=found.grads,
+        optimizer_state=optimizer_state,
+        measures=_measure(draft, found.y_hats),
+    )
 
 
 class Draft:

@@ -50,7 +50,6 @@ ERROR = fl.measure("error", lambda y_hat, y: 0.0)
         ({"autocast": torch.float16}, ValueError, "autocast is torch.bfloat16 or None, .*loss scaling"),
         ({"autocast": True}, ValueError, "autocast is torch.bfloat16 or None, not True"),
         ({"compile": 1}, TypeError, "compile is True or False, not 1"),
-        ({"compile": True}, NotImplementedError, "compile=True is not there yet"),
         (
             {"optimizer": fl.optimizer(torch.optim.LBFGS), "accumulate": 2},
             ValueError,

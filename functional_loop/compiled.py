@@ -1,0 +1,339 @@
+"""The tensor program of one batch as compiled graphs: one for all of it, or two where hooks see the gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import attrs
+import optree
+import torch
+from torch import Tensor
+
+from .batch import Batch, copied
+from .borrowed import State
+from .formulas import Plan, formulas
+from .graphs import Graph, UncompilableError, compile_graph
+from .layouts import fit, layout
+from .network import tree_detach
+from .rng import torch_seeded
+from .step import Gradients, Step, Tensors, refuse_inference_mode
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+Column: TypeAlias = Sequence[Tensor]
+
+MANY_CASES = 8
+"""So many shapes of batches are compiled without a warning."""
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """What gradients are compiled for."""
+
+    trainable: tuple[str, ...]
+    structure: Any
+    layouts: list[Any]
+    """Of the tensors in the batch."""
+    with_grads: tuple[str, ...]
+    """The parameters that have gradients."""
+
+
+class Compiled(NamedTuple):
+    """A graph, and what its outputs are; the first of them belong to parameters and buffers."""
+
+    graph: Graph
+    params: tuple[str, ...]
+    owners: tuple[str, ...]
+    to_restride: tuple[int, ...]
+    """Outputs that have other strides than their owners."""
+
+
+class Made(NamedTuple):
+    """What a step made, in the layouts that the next one needs."""
+
+    plan: Plan | None = None
+    tensors: Column = ()
+    columns: Column = ()
+    counters: Sequence[Any] = ()
+
+
+class CompiledStep(Step):
+    """A `Step` whose gradients and update are compiled: once for every shape of batch, set of trainable parameters and
+    structure of the optimizer's state.
+
+    Hyperparameters and counters enter the graphs as tensors, so that a schedule compiles nothing. What can't be
+    compiled is done as `Step` does it, with a warning that says why. Evaluation is not compiled, nor are updates of
+    optimizers for which there are no `formulas`.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__(loop)
+        params: Tensors = dict(self.network.module.named_parameters())
+        buffers: Tensors = dict(self.network.module.named_buffers())
+        self._names, self._buffer_names = tuple(params), tuple(buffers)
+        self._layouts = {name: layout(t.detach().clone()) for name, t in (*params.items(), *buffers.items())}
+        self._formulas = formulas(self.optimizer, params)
+        self._shows_grads = bool(loop.hooks["batch_end"])
+        self._cases: list[Case] = []
+        self._graphs: dict[Hashable, Compiled | None] = {}
+        self._made = Made()
+        self.at_once = self._formulas is not None and loop.accumulate == 1 and not loop.hooks["after_backward"]
+
+    def whole(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        trainable: tuple[str, ...],
+        batch: Batch,
+        optimizer_state: State,
+        seed: int,
+        probe: bool,
+    ) -> tuple[Gradients, State]:
+        """`gradients` and `update` in one, for a loop whose steps are made ``at_once``: with the new parameters, and
+        with gradients only where a hook can see them."""
+        assert self._formulas is not None
+        case, leaves = self._case(params, buffers, trainable, batch, seed, probe)
+        plan = self._plan(case.with_grads, optimizer_state)
+        columns = self._columns(plan, optimizer_state)
+        inputs = (self._tensors(params, buffers), columns, leaves, self._formulas.fill(plan, optimizer_state))
+        compiled = self._graph((case, plan), self._whole_graph, inputs, case, plan)
+        if compiled is None:
+            found = super().gradients(params, buffers, trainable, batch, seed, probe)
+            params, optimizer_state = self.updater(found.grads, optimizer_state, found.params)
+            return found._replace(params=params), optimizer_state
+        made = self._call(compiled, inputs, seed)
+        n = len(compiled.params)
+        m = n + len(self._buffer_names)
+        params = {**params, **dict(zip(compiled.params, made))}
+        buffers = dict(zip(self._buffer_names, made[n:m]))
+        optimizer_state, rest = self._new_state(plan, params, buffers, optimizer_state, made[m:])
+        grads = dict(zip(case.with_grads, rest[1:])) if self._shows_grads else {}
+        return Gradients(rest[0], compiled.graph.tree(made), params, buffers, grads), optimizer_state
+
+    def gradients(
+        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
+    ) -> Gradients:
+        case, leaves = self._case(params, buffers, trainable, batch, seed, probe)
+        inputs = (self._tensors(params, buffers), leaves)
+        compiled = self._graph(case, self._gradients_graph, inputs, case)
+        if compiled is None:
+            return super().gradients(params, buffers, trainable, batch, seed, probe)
+        made = self._call(compiled, inputs, seed)
+        n = len(compiled.params)
+        m = n + len(self._buffer_names)
+        params = {**params, **dict(zip(compiled.params, made))} if n else params
+        buffers = dict(zip(self._buffer_names, made[n:m]))
+        grads = dict(zip(case.with_grads, made[m + 1 :]))
+        return Gradients(made[m], compiled.graph.tree(made), params, buffers, grads)
+
+    def update(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        grads: Tensors,
+        optimizer_state: State,
+        loss: Tensor,
+        again: Callable[[Tensors, Tensors], Gradients],
+    ) -> tuple[Tensors, State, Tensors]:
+        compiled = None
+        if self._formulas is not None and not any(grad.is_sparse for grad in grads.values()):
+            plan = self._plan(tuple(grads), optimizer_state)
+            if not plan.moved:
+                return params, optimizer_state, buffers
+            inputs = (
+                self._fit(plan.moved, [params[name] for name in plan.moved]),
+                self._fit(plan.moved, [grads[name] for name in plan.moved]),
+                self._columns(plan, optimizer_state),
+                self._formulas.fill(plan, optimizer_state),
+            )
+            compiled = self._graph(plan, self._update_graph, inputs, plan)
+        if compiled is None or self._formulas is None:
+            return super().update(params, buffers, grads, optimizer_state, loss, again)
+        made = self._call(compiled, inputs, seed=0)
+        params = {**params, **dict(zip(plan.moved, made))}
+        optimizer_state, _ = self._new_state(plan, params, buffers, optimizer_state, made[len(plan.moved) :])
+        return params, optimizer_state, buffers
+
+    def release(self) -> None:
+        super().release()
+        self._made = Made()
+
+    # What is compiled.
+
+    def _whole_graph(self, inputs: Sequence[Column], case: Case, plan: Plan) -> Compiled:
+        formulas = self._formulas
+        assert formulas is not None
+        changed = (*plan.moved, *(name for name in self._names if name in self.network.writes - {*plan.moved}))
+
+        def function(tensors: Column, columns: Column, leaves: Column, numbers: Column) -> tuple[list[Tensor], Any]:
+            found = self._differentiate(case, tensors, leaves)
+            moved, columns, counters = formulas.move(
+                plan,
+                [found.params[name] for name in plan.moved],
+                [found.grads[name] for name in plan.moved],
+                columns,
+                numbers[0],
+            )
+            params = found.params | dict(zip(plan.moved, moved))
+            made = [params[name] for name in changed] + [found.buffers[name] for name in self._buffer_names]
+            grads = [found.grads[name] for name in case.with_grads] if self._shows_grads else []
+            return [*made, *columns, *counters, found.loss, *grads], found.y_hats
+
+        owners = (*changed, *self._buffer_names, *(name for name, _ in plan.columns))
+        return self._checked(compile_graph(function, *inputs), changed, owners, inputs)
+
+    def _gradients_graph(self, inputs: Sequence[Column], case: Case) -> Compiled:
+        changed = tuple(name for name in self._names if name in self.network.writes)
+
+        def function(tensors: Column, leaves: Column) -> tuple[list[Tensor], Any]:
+            found = self._differentiate(case, tensors, leaves)
+            made = [found.params[name] for name in changed] + [found.buffers[name] for name in self._buffer_names]
+            return [*made, found.loss, *(found.grads[name] for name in case.with_grads)], found.y_hats
+
+        return self._checked(compile_graph(function, *inputs), changed, (*changed, *self._buffer_names), inputs)
+
+    def _update_graph(self, inputs: Sequence[Column], plan: Plan) -> Compiled:
+        formulas = self._formulas
+        assert formulas is not None
+
+        def function(params: Column, grads: Column, columns: Column, numbers: Column) -> tuple[list[Tensor], Any]:
+            params, columns, counters = formulas.move(plan, params, grads, columns, numbers[0])
+            return [*params, *columns, *counters], ()
+
+        owners = (*plan.moved, *(name for name, _ in plan.columns))
+        return self._checked(compile_graph(function, *inputs), plan.moved, owners, inputs)
+
+    def _differentiate(self, case: Case, tensors: Column, leaves: Column) -> Gradients:
+        """As `Step.gradients`, on tensors that are being traced."""
+        params = dict(zip(self._names, tensors))
+        buffers = dict(zip(self._buffer_names, tensors[len(self._names) :]))
+        # The network may write to its input, the graph must not.
+        x, y = optree.tree_unflatten(case.structure, [leaf.clone() for leaf in leaves])
+        enabled = self.autocast_dtype is not None
+        with torch.enable_grad():
+            variables = self.leaves(params, case.trainable)
+            # Without the cache of autocast, which would keep tensors of the trace.
+            with torch.autocast(self.device_type, self.autocast_dtype, enabled, cache_enabled=False):
+                y_hats, buffers = self.network(variables, buffers, x, training=True)
+                loss = self.loss(y_hats, y)
+            wanted = [variables[name] for name in case.trainable]
+            found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
+        pairs: Iterable[tuple[str, Tensor | None]] = zip(case.trainable, found, strict=True)
+        grads = {name: grad for name, grad in pairs if grad is not None}
+        if tuple(grads) != case.with_grads:
+            raise UncompilableError("which parameters have gradients depends on values of tensors")
+        params |= {name: variables[name].detach() for name in self.network.writes}
+        return Gradients(loss.detach(), tree_detach(y_hats), params, buffers, grads)
+
+    def _checked(
+        self, graph: Graph, params: tuple[str, ...], owners: tuple[str, ...], inputs: Sequence[Column]
+    ) -> Compiled:
+        """The graph, run once to see that it can be, and which strides it gives its outputs."""
+        made = self._call(Compiled(graph, params, owners, ()), inputs, seed=0)
+        differing = [i for i, (name, tensor) in enumerate(zip(owners, made)) if layout(tensor) != self._layouts[name]]
+        return Compiled(graph, params, owners, tuple(differing))
+
+    def _graph(self, key: Hashable, compile: Callable[..., Compiled], *args: Any) -> Compiled | None:
+        """The graph for ``key``, or ``None`` where there can't be one."""
+        try:
+            return self._graphs[key]
+        except KeyError:
+            pass
+        try:
+            self._graphs[key] = compile(*args)
+        except UncompilableError as error:
+            warnings.warn(
+                f"compile=True: a step is computed without compiling it, because {error}", UserWarning, stacklevel=2
+            )
+            self._graphs[key] = None
+        finally:
+            self.network.release()
+        return self._graphs[key]
+
+    def _call(self, compiled: Compiled, inputs: Sequence[Column], seed: int) -> list[Tensor]:
+        run, tensors = compiled.graph.run, [tensor for column in inputs for tensor in column]
+        if torch.is_autocast_enabled(self.device_type):
+            run = torch.autocast(self.device_type, enabled=False)(run)
+        if compiled.graph.draws:
+            with torch_seeded(seed):
+                made = list(run(tensors))
+        else:
+            made = list(run(tensors))
+        for i in compiled.to_restride:
+            made[i] = fit(made[i], self._layouts[compiled.owners[i]], compiled.owners[i])
+        return made
+
+    # What graphs are run on: tensors in the layouts for which they were compiled.
+
+    def _case(
+        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
+    ) -> tuple[Case, list[Any]]:
+        """What the gradients of ``batch`` are compiled for, and its tensors."""
+        tree: Any = (batch.x, batch.y)
+        leaves, structure = optree.tree_flatten(tree)
+        layouts = [layout(leaf) for leaf in leaves]
+        for case in self._cases:
+            if case.layouts == layouts and case.structure == structure and case.trainable == trainable:
+                if probe:
+                    refuse_inference_mode()
+                return case, leaves
+        # The eager step finds what is wrong with the network, and which parameters have gradients.
+        grads = super().gradients(params, buffers, trainable, copied(batch), seed, probe=True).grads
+        self._cases.append(Case(trainable, structure, layouts, tuple(grads)))
+        if len(self._cases) == MANY_CASES + 1:
+            warnings.warn(
+                f"compile=True: batches, or sets of trainable parameters, of more than {MANY_CASES} shapes, each of "
+                "which is compiled; pad batches to a few shapes",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self._cases[-1], leaves
+
+    def _new_state(
+        self, plan: Plan, params: Tensors, buffers: Tensors, state: State, made: Column
+    ) -> tuple[State, Column]:
+        """The optimizer's state after a step that made columns, counters, and what else is returned."""
+        assert self._formulas is not None
+        n = len(plan.columns)
+        m = n + len(plan.heads) * self._formulas.counts
+        state = self._formulas.state(plan, state, made[:n], made[n:m])
+        counters = self._formulas.counters(plan, state)
+        self._made = Made(plan, self._in_order(params, buffers), made[:n], counters)
+        return state, made[m:]
+
+    def _in_order(self, params: Tensors, buffers: Tensors) -> list[Tensor]:
+        return [*map(params.__getitem__, self._names), *map(buffers.__getitem__, self._buffer_names)]
+
+    def _tensors(self, params: Tensors, buffers: Tensors) -> Column:
+        tensors = self._in_order(params, buffers)
+        return (
+            tensors if _same(tensors, self._made.tensors) else self._fit((*self._names, *self._buffer_names), tensors)
+        )
+
+    def _columns(self, plan: Plan, state: State) -> Column:
+        assert self._formulas is not None
+        columns = self._formulas.columns(plan, state)
+        return columns if _same(columns, self._made.columns) else self._fit([name for name, _ in plan.columns], columns)
+
+    def _plan(self, with_grads: tuple[str, ...], state: State) -> Plan:
+        assert self._formulas is not None
+        last = self._made.plan
+        if (
+            last is not None
+            and last.names == with_grads
+            and last.slots == self._formulas.slots(state)
+            and _same(self._formulas.counters(last, state), self._made.counters)
+        ):
+            return last
+        return self._formulas.plan(with_grads, state)
+
+    def _fit(self, names: Iterable[str], tensors: Iterable[Tensor]) -> Column:
+        return [fit(tensor, self._layouts[name], name) for name, tensor in zip(names, tensors, strict=True)]
+
+
+def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
