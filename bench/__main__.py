@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from . import compile as compiled
-from . import data, hooks, memory, paper, scale, step
+from . import data, ensemble, hooks, memory, paper, scale, step
 from .peers import command as peers
 from .report import environment, noise, table, write_json, write_png
 from .timing import DifferentWorkError
@@ -20,6 +20,7 @@ COMMANDS = {
     "data": data,
     "hooks": hooks,
     "compile": compiled,
+    "ensemble": ensemble,
     "memory": memory,
     "scale": scale,
     "paper": paper,

@@ -46,6 +46,7 @@ class Adapter:
             volatile=self.callback.volatile,
             replays=self._replays(keeps_state),
             source=self.callback,
+            whole=self.callback.whole,
             **hooks,
         )
 

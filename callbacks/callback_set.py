@@ -33,6 +33,9 @@ class CallbackSet:
         replays: whether a replay of a run calls it. By default one that keeps a state is called, so that states can be
             compared, and one that keeps none is not, because all it does is done to the world. ``True`` is for one
             that keeps none and changes training, ``False`` for one whose effects must not be repeated.
+        whole: of an ensemble it is given the stacked context of all members, for effects (a checkpoint's); others run
+            for every member.
+        for_one_run: it can't be in an ensemble at all (a file that holds what one run makes).
         environment: fields of ``ctx`` that only the one who trains can know: ``learner``, ``task_train``,
             ``task_valid`` and ``prediction_encoder``; set before training.
 
@@ -60,6 +63,8 @@ class CallbackSet:
     ctx: ContextView = None  # type: ignore[assignment]  # always set inside a hook, where it is read
     volatile: bool = False
     replays: bool | None = None
+    whole: ClassVar[bool] = False
+    for_one_run: ClassVar[bool] = False
     environment: Mapping[str, Any] = MappingProxyType({})
     known_state: Any = None
     """The slot whose state the object has, kept by the loop: not to be written to."""

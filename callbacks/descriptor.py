@@ -204,6 +204,7 @@ def with_weight(callback: Callback, weight: float) -> Callback:
         volatile=callback.volatile,
         replays=callback.replays,
         source=callback.source,
+        whole=callback.whole,
         **callback.hooks,
     )
 

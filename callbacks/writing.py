@@ -20,6 +20,8 @@ class CallbackSetWriting(CallbackSet):
         path: where it writes; ``None`` before a function was asked.
     """
 
+    for_one_run = True
+
     def __init__(self, path: PathOrFunction, id: str | None = None) -> None:
         self._id = id
         self._given = path

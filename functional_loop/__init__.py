@@ -6,10 +6,13 @@ from .context import Context, boundary
 from .data import Batch, BatchSource, as_batch, batches
 from .differences import Difference, differences
 from .donation import DonatedError
+from .ensemble import stack, unstack
+from .ensemble_mode import ensemble_mode
 from .errors import CheckpointError, FunctionalLoopError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
 from .export import to_module, to_optimizer
+from .grid import best, grid, predict_ensemble
 from .identity import fingerprint
 from .loop import Loop, init
 from .measures import Measure, measure
@@ -18,6 +21,7 @@ from .record import evolve, record, static, tree_equal, tree_map
 from .replay import replay, verify
 from .resuming import resume
 from .rng import fold_in, seeded
+from .same_order import same_order
 from .signals import Signals
 from .stages import STAGES, Callback, Hook, compose, every, when
 from .state import digest, load_state_dict, state_dict
@@ -46,28 +50,34 @@ __all__ = [
     "StoreInUseError",
     "as_batch",
     "batches",
+    "best",
     "bisect",
     "boundary",
     "compose",
     "context_of",
     "differences",
     "digest",
+    "ensemble_mode",
     "every",
     "evolve",
     "fingerprint",
     "fold_in",
     "from_checkpoint",
     "from_safetensors",
+    "grid",
     "init",
     "iterate",
     "load_state_dict",
     "measure",
     "optimizer",
     "predict",
+    "predict_ensemble",
     "record",
     "replay",
     "resume",
+    "same_order",
     "seeded",
+    "stack",
     "state_dict",
     "static",
     "testing",
@@ -79,6 +89,7 @@ __all__ = [
     "train_step",
     "tree_equal",
     "tree_map",
+    "unstack",
     "validate",
     "verify",
     "when",

@@ -10,6 +10,7 @@ from .record import did_you_mean, evolve, record, static
 from .stages import BOUNDARIES
 
 if TYPE_CHECKING:
+    from .ensemble import Ensemble
     from .loop import Loop
 
 
@@ -77,6 +78,8 @@ class Context:
     """Gradients by parameter name; a parameter that the loss does not depend on has none."""
     running: str | tuple[()] = ()
     """The stage whose hooks are running; ``()`` between stages."""
+    ensemble: Ensemble | None = static(default=None)
+    """Of a stacked context (see `stack`): how many members it has and where each is, if not at this place."""
 
     @property
     def y_hat(self) -> Any:
@@ -96,7 +99,10 @@ class Context:
     def with_hyperparameters(self, group: int | None = None, **values: Any) -> Context:
         """A copy in which the optimizer has other hyperparameters, in one parameter group or in all.
 
+        Of a stacked context a value may be a tensor of shape ``(members,)``.
+
         Raises:
+            ValueError: a tensor for another number of members.
             IndexError: there is no such group.
             KeyError: the optimizer has no such hyperparameter.
 
@@ -106,6 +112,12 @@ class Context:
         >>> ctx.with_hyperparameters(lr=0.5).optimizer_state["groups"][0]["lr"]
         0.5
         """
+        for name, value in values.items():
+            if self.ensemble is not None and isinstance(value, Tensor) and value.shape != (self.ensemble.members,):
+                raise ValueError(
+                    f"{name} is a tensor of shape {list(value.shape)}; one with a value for every member of this "
+                    f"ensemble is of shape {[self.ensemble.members]}"
+                )
         groups = list(self.optimizer_state["groups"])
         for i in range(len(groups)) if group is None else [group]:
             for name in values:
@@ -117,6 +129,7 @@ class Context:
     def __repr__(self) -> str:
         place = {name: getattr(self, name) for name in ("epoch", "step", "global_step", "stage", "seed")}
         place |= {"terminate": True} if self.terminate else {}
+        place |= {"members": self.ensemble.members} if self.ensemble is not None else {}
         return f"Context({', '.join(f'{name}={value!r}' for name, value in place.items())})"
 
 

@@ -7,12 +7,15 @@ from typing import Any
 from . import measures
 from .context import Context, check_context, first_output
 from .data import BatchSource, batches, to_device
+from .ensemble_evaluation import member_outputs, member_scores
 from .record import evolve
 from .walk import evaluate
 
 
 def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float]:
     """Scores of ``measures_valid`` by id, on ``source`` or on the loop's own validation data; no hooks run.
+
+    Of a stacked context every score is a float64 tensor of shape ``(members,)`` where members differ.
 
     Raises:
         ValueError: there is neither a source nor validation data, or the loop has no ``measures_valid``.
@@ -28,6 +31,8 @@ def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float
         raise ValueError("validate: the loop has no validation data; give a source: validate(ctx, batches(x, y))")
     if not ctx.loop.measures_valid:
         raise ValueError("validate: the loop has no measures_valid, so there is nothing to score")
+    if ctx.ensemble is not None:
+        return member_scores(ctx, source)
     running = measures.start(ctx.loop.measures_valid)
     for y_hats, batch in _outputs(ctx, source):
         running = measures.accumulate(ctx.loop.measures_valid, running, first_output(y_hats), batch.y)
@@ -43,7 +48,8 @@ def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
         batch_size: rows at a time; all at once by default. A source has its own.
 
     Returns:
-        What the network returns (a tensor, tuple or dict), for all rows.
+        What the network returns (a tensor, tuple or dict), for all rows. Of a stacked context with an axis of members
+        before that of rows.
 
     Raises:
         ValueError: a source that shuffles, no rows, or a batch size below 1.
@@ -61,8 +67,9 @@ def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
     else:
         rows = _rows(x)
         source = batches(x, batch_size=max(rows, 1) if batch_size is None else batch_size)
-    parts = [{"y_hat": y_hats, "y": ()} for y_hats, _ in _outputs(ctx, source)]
-    return measures.concatenate(parts)["y_hat"]
+    outputs, rows_axis = (_outputs, 0) if ctx.ensemble is None else (member_outputs, 1)
+    parts = [{"y_hat": y_hats, "y": ()} for y_hats, _ in outputs(ctx, source)]
+    return measures.concatenate(parts, rows_axis)["y_hat"]
 
 
 def _rows(x: Any) -> int:

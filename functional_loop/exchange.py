@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .borrowed import copied
 from .context import Context
+from .ensemble import of_one_run
 from .environment import KERNELS
 from .errors import StateDictError
 from .export import to_module
@@ -32,7 +33,7 @@ def to_checkpoint(ctx: Context) -> PlainCheckpoint:
     run exactly, save it with a `CheckpointStore`.
 
     Raises:
-        ValueError: ``ctx`` was taken by a hook inside a stage.
+        ValueError: ``ctx`` was taken by a hook inside a stage, or is a stacked one.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -46,7 +47,7 @@ def to_checkpoint(ctx: Context) -> PlainCheckpoint:
     >>> optimizer.param_groups[0]["lr"]
     0.003
     """
-    return plain_checkpoint(state_dict(ctx))
+    return plain_checkpoint(state_dict(of_one_run(ctx, "to_checkpoint")))
 
 
 def plain_checkpoint(sd: StateDict) -> PlainCheckpoint:
@@ -189,7 +190,7 @@ def to_safetensors(ctx: Context, path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: the package safetensors is not installed.
         OSError, safetensors.SafetensorError: the file could not be written.
     """
-    write_safetensors(state_dict(ctx)["network"], path)
+    write_safetensors(state_dict(of_one_run(ctx, "to_safetensors"))["network"], path)
 
 
 def write_safetensors(network: dict[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -6,12 +6,19 @@ import torch
 from torch import nn
 
 from .context import Context, check_context
+from .ensemble import one_member
 from .loop import make_module
 from .network import private_copy
 
 
-def to_module(ctx: Context) -> nn.Module:
+def to_module(ctx: Context, member: int | None = None) -> nn.Module:
     """A module with its own copies of the parameters and buffers of ``ctx``, in the mode of the loop's network.
+
+    Args:
+        member: of a stacked context, which one.
+
+    Raises:
+        IndexError, ValueError: there is no such member, or no member is named where there are several.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -21,6 +28,7 @@ def to_module(ctx: Context) -> nn.Module:
     True
     """
     check_context(ctx, "to_module")
+    ctx = one_member(ctx, member, "to_module")
     network = ctx.loop.network
     module = private_copy(network) if isinstance(network, nn.Module) else make_module(network, ctx.seed)
     trainable = frozenset(ctx.trainable)
@@ -39,11 +47,12 @@ def to_module(ctx: Context) -> nn.Module:
     return module
 
 
-def to_optimizer(ctx: Context, module: nn.Module) -> torch.optim.Optimizer:
+def to_optimizer(ctx: Context, module: nn.Module, member: int | None = None) -> torch.optim.Optimizer:
     """An ordinary torch optimizer over the parameters of ``module`` that goes on from the state of ``ctx``.
 
     Args:
         module: a module of the network's structure, such as `to_module` gives.
+        member: of a stacked context, which one.
 
     Raises:
         ValueError: its parameters have other names or shapes.
@@ -56,6 +65,7 @@ def to_optimizer(ctx: Context, module: nn.Module) -> torch.optim.Optimizer:
     ('AdamW', 0.003)
     """
     check_context(ctx, "to_optimizer")
+    ctx = one_member(ctx, member, "to_optimizer")
     params: dict[str, torch.Tensor] = dict(module.named_parameters())
     for name in params.keys() ^ ctx.params.keys():
         raise ValueError(f"to_optimizer: parameter {name!r} is in only one of the module and the context")

@@ -27,8 +27,8 @@ PLACE = ("epoch", "step", "global_step", "stage", "terminate")
 """What the metadata of a checkpoint says of its place in the loop."""
 
 _TYPES = {"seed": int, "version": int, "fingerprint": dict, "epoch": int, "step": int, "global_step": int, "stage": str}
-_TYPES |= {"terminate": bool, "last_scores_valid": dict, "minimize": dict}
-_OPTIONAL = ("last_scores_valid", "minimize")
+_TYPES |= {"terminate": bool, "last_scores_valid": dict, "minimize": dict, "members": list}
+_OPTIONAL = ("last_scores_valid", "minimize", "members")
 
 
 @attrs.frozen(order=True)
@@ -79,7 +79,8 @@ class Intact:
 
     path: Path
     state: Any
-    seed: int
+    seed: int | list[int]
+    """The seed of the run, or those of all members of an ensemble."""
 
     def into(self, ctx: Context, allow: Patterns) -> Context:
         """The context that was saved, in the loop of ``ctx``.
@@ -171,7 +172,7 @@ def _newest_intact(found: list[Entry], loop: Loop) -> tuple[Intact | None, dict[
                 passed_over = entry
                 continue
             state, metadata = entry.read()
-            return Intact(entry.path, state, metadata["seed"]), damaged
+            return Intact(entry.path, state, metadata.get("members", metadata["seed"])), damaged
         except NewerFormatError:
             raise
         except CheckpointError as error:

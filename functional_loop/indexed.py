@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -11,7 +11,7 @@ import torch
 
 from .batch import Batch, BatchSource
 from .order import Order, make_order
-from .record import leaves_with_paths, tensor_bytes, tree_map
+from .record import evolve, leaves_with_paths, tensor_bytes, tree_map
 
 
 @attrs.frozen(eq=False)
@@ -26,6 +26,11 @@ class IndexedSource(BatchSource):
     def length(self) -> int:
         rows = len(self._order)
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the order is the same for every seed."""
+        return not (self._order.shuffle or self._order.weights is not None or self._order.sampler is not None)
 
     def order(self, seed: int, epoch: int) -> torch.Tensor:
         """The row numbers of ``epoch`` in the order in which they are read, an int64 tensor.
@@ -69,6 +74,15 @@ class TensorSource(IndexedSource):
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
         for index in self._indices(seed, epoch, start):
             yield Batch(_select(self.x, index), _select(self.y, index), index.clone()), ()
+
+    def fetch_many(self, seeds: Sequence[int], epoch: int, start: int) -> Iterator[Batch]:
+        """The batches of several runs side by side: tensors of shape ``(runs, rows, ...)``."""
+        drawn = {seed: self._order(seed, epoch) for seed in set(seeds)}
+        orders = torch.stack([drawn[seed] for seed in seeds])
+        for step in range(start, self.length):
+            index = orders[:, step * self.batch_size : (step + 1) * self.batch_size]
+            rows = Batch(_select(self.x, index.reshape(-1)), _select(self.y, index.reshape(-1)))
+            yield evolve(tree_map(lambda t, shape=index.shape: t.unflatten(0, shape), rows), index=index.clone())
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "tensors", **super().fingerprint(), "content": self.content}

@@ -87,10 +87,7 @@ def start(measures: Sequence[Measure]) -> dict[str, Any]:
 
 def accumulate(measures: Sequence[Measure], state: dict[str, Any], y_hat: Any, y: Any) -> dict[str, Any]:
     """Accumulators after one more batch."""
-    chunks, states = state["predictions"], {}
-    if whole := [m.id for m in measures if m.fn is not None]:
-        with noting(lambda: f"in the predictions for measure {', '.join(map(repr, whole))}"):
-            chunks = append(chunks, {"level": 0, "y_hat": y_hat, "y": y})
+    chunks, states = keep(measures, state["predictions"], y_hat, y), {}
     for m in measures:
         if m.update is not None:
             with noting(lambda m=m: f"in {m}"):  # type: ignore[misc]
@@ -98,7 +95,16 @@ def accumulate(measures: Sequence[Measure], state: dict[str, Any], y_hat: Any, y
     return {"predictions": chunks, "states": states}
 
 
-def append(chunks: list[Chunk], chunk: Chunk) -> list[Chunk]:
+def keep(measures: Sequence[Measure], chunks: list[Chunk], y_hat: Any, y: Any, axis: int = 0) -> list[Chunk]:
+    """The predictions and targets kept for measures of a whole epoch, with those of one more batch."""
+    whole = [m.id for m in measures if m.fn is not None]
+    if not whole:
+        return chunks
+    with noting(lambda: f"in the predictions for measure {', '.join(map(repr, whole))}"):
+        return append(chunks, {"level": 0, "y_hat": y_hat, "y": y}, axis)
+
+
+def append(chunks: list[Chunk], chunk: Chunk, axis: int = 0) -> list[Chunk]:
     """The list with ``chunk`` at its end and no two chunks of one level.
 
     Two neighbours of a level are merged, as in binary counting: n batches are log2(n) chunks, every row is copied
@@ -106,18 +112,22 @@ def append(chunks: list[Chunk], chunk: Chunk) -> list[Chunk]:
     """
     chunks = list(chunks)
     while chunks and chunks[-1]["level"] == chunk["level"]:
-        chunk = {**concatenate([chunks.pop(), chunk]), "level": chunk["level"] + 1}
+        chunk = {**concatenate([chunks.pop(), chunk], axis), "level": chunk["level"] + 1}
     return [*chunks, chunk]
 
 
-def concatenate(chunks: Sequence[Chunk]) -> Chunk:
-    """All rows of ``chunks`` as one chunk."""
-    return {part: tree_map(_concatenate, *(chunk[part] for chunk in chunks)) for part in ("y_hat", "y")}
+def concatenate(chunks: Sequence[Chunk], axis: int = 0) -> Chunk:
+    """All rows of ``chunks``, which are along ``axis``, as one chunk."""
+
+    def join(*leaves: Any) -> Any:
+        return _concatenate(leaves, axis)
+
+    return {part: tree_map(join, *(chunk[part] for chunk in chunks)) for part in ("y_hat", "y")}
 
 
-def _concatenate(*leaves: Any) -> Any:
+def _concatenate(leaves: Sequence[Any], axis: int) -> Any:
     try:
-        return torch.cat(leaves)
+        return torch.cat(leaves, axis)  # type: ignore[arg-type]
     except RuntimeError as error:
         error.add_note(
             "the predictions or targets of several batches can't be joined along their first axis, as a whole-epoch "

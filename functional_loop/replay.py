@@ -163,8 +163,14 @@ def replayed_differences(loops: Sequence[Loop], a: StateDict, b: StateDict) -> l
 
 
 def read_state(file: Path) -> tuple[StateDict, dict[str, Any]]:
-    """The state in a checkpoint, as this version of functional_loop saves it, and the metadata."""
+    """The state in a checkpoint, as this version of functional_loop saves it, and the metadata.
+
+    Raises:
+        ValueError: it is of an ensemble.
+    """
     state, metadata = checkpoint_file.read(file)
+    if "members" in state:
+        raise ValueError(f"{file} is of an ensemble, and only the checkpoints of one run can be replayed")
     return migrate(state), metadata
 
 

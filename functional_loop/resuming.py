@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from .context import Context
+from .ensemble import member_seeds
 from .errors import CheckpointError, StateDictError
 from .folder import newest_intact, set_aside
 from .lock import FolderLock
@@ -15,13 +16,14 @@ from .patterns import Patterns, matches
 from .store import CheckpointStore
 
 
-def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0, allow: Patterns = ()) -> Context:
+def resume(loop: Loop | Context, path: str | os.PathLike[str], seed: int = 0, allow: Patterns = ()) -> Context:
     """The newest intact checkpoint in the folder ``path``, or the start of a new run if there is none.
 
     A damaged file that is newer is renamed to ``….damaged``, if nothing forbids it, and a ``UserWarning`` names it.
     Resuming a finished run returns its final context and touches no file.
 
     Args:
+        loop: a loop, whose run starts with ``init(loop, seed)``, or the context to start with (of an ensemble, say).
         allow: differences to continue in spite of; see `load_state_dict`. With ``"seed"`` the saved one counts. To save
             into the same folder then, its `CheckpointStore` has to allow them too.
 
@@ -41,13 +43,14 @@ def resume(loop: Loop, path: str | os.PathLike[str], seed: int = 0, allow: Patte
     >>> resume(loop, folder, seed=1).global_step
     3
     """
-    found, damaged = newest_intact(CheckpointStore(path).path, loop, step=None)
-    ctx = init(loop, seed)
+    ctx = init(loop, seed) if isinstance(loop, Loop) else loop
+    found, damaged = newest_intact(CheckpointStore(path).path, ctx.loop, step=None)
+    here = ctx.seed if ctx.ensemble is None else member_seeds(ctx)
     if found is not None:
-        if found.seed != seed and not matches(allow, "seed"):
+        if found.seed != here and not matches(allow, "seed"):
             raise StateDictError(
                 f"{path} holds a run with another seed; resume with that one, or give this run a folder of its own:",
-                [f"seed: {found.seed} in what was saved, {seed} here"],
+                [f"seed: {found.seed} in what was saved, {here} here"],
             )
         ctx = found.into(ctx, allow)
     for broken, error in damaged.items():

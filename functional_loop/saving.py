@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import checkpoint_file
 from .context import Context
+from .ensemble import member_seeds
 from .errors import CheckpointError
 from .folder import PLACE, Entry, delete, entries, newest_metadata, readable, signature
 from .identity import compare_runs, refusal
@@ -83,14 +86,27 @@ class Saver:
 def describe(ctx: Context, state: dict[str, Any]) -> dict[str, Any]:
     """What can be known of a checkpoint without reading its tensors."""
     return {
-        "seed": ctx.seed,
+        **run_of(ctx),
         **{name: getattr(ctx, name) for name in PLACE},
-        "last_scores_valid": dict(ctx.last_scores_valid),
+        "last_scores_valid": {id: _mean(score) for id, score in dict(ctx.last_scores_valid).items()},
         "minimize": {measure.id: measure.minimize for measure in ctx.loop.measures_valid},
         "epochs": ctx.loop.epochs,
         **{name: state[name] for name in ("version", "fingerprint", "environment")},
     }
 
 
+def _mean(score: Any) -> float:
+    """The score of a run, or the mean over the members of an ensemble."""
+    return float(torch.as_tensor(score, dtype=torch.float64).mean())
+
+
+def run_of(ctx: Context) -> dict[str, Any]:
+    """The seed of a run, and those of the members of an ensemble."""
+    if ctx.ensemble is None:
+        return {"seed": ctx.seed}
+    seeds = member_seeds(ctx)
+    return {"seed": seeds[0], "members": seeds}
+
+
 def identity_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {"seed": metadata["seed"], **metadata["fingerprint"]}
+    return {**{key: metadata[key] for key in ("seed", "members") if key in metadata}, **metadata["fingerprint"]}

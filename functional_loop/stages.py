@@ -78,6 +78,8 @@ class Callback:
             digest nor of the run's identity, and the callback may come and go.
         replays: whether a replay of a run calls it; false for one that only touches the world, by files or a screen.
         source: what the callback was made from, for others to find; ``None`` if it is pure.
+        whole: of an ensemble it is given the stacked context of all members, for effects: what it returns is checked
+            and dropped. Other callbacks run for every member. It runs at boundaries only, after the others.
         hooks: a function ``Context -> Context`` by stage; see `STAGES`.
 
     Raises:
@@ -102,6 +104,7 @@ class Callback:
     volatile: bool
     replays: bool
     source: Any
+    whole: bool
     hooks: dict[str, Hook]
 
     def __init__(
@@ -115,6 +118,7 @@ class Callback:
         volatile: bool = False,
         replays: bool = True,
         source: Any = None,
+        whole: bool = False,
         **hooks: Unpack[Hooks],
     ) -> None:
         if not isinstance(id, str):
@@ -134,7 +138,7 @@ class Callback:
             if function is not None and not callable(function):
                 raise TypeError(f"callback {id!r}: {name} must be a function of the context, not {function!r}")
         ordered = {stage: given[stage] for stage in STAGES if given.get(stage) is not None}
-        self.__attrs_init__(id, init, float(weight), kind, resume, volatile, replays, source, ordered)
+        self.__attrs_init__(id, init, float(weight), kind, resume, volatile, replays, source, whole, ordered)
 
     @property
     def keeps_state(self) -> bool:

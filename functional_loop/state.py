@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .borrowed import numbers_of
 from .context import Context, check_boundary, check_context
-from .errors import StateDictError
+from .ensemble import BATCH_HOOKS, MODES, split_context, stack, unstack
+from .errors import StateDictError, noting
 from .identity import PLACE, TREES, Difference, compare, differences, identity, refusal
 from .migrations import VERSION, migrate
 from .network import state_names
@@ -28,7 +29,8 @@ def state_dict(ctx: Context) -> StateDict:
     """The durable state of ``ctx`` as nested dict, list, tensor, int, float, bool, str and None.
 
     ``sd["network"]`` loads into a plain module with ``load_state_dict(strict=True)``, ``torch.save(sd)`` loads with
-    ``weights_only=True``. The tensors are those of the context: clone them before you write to them.
+    ``weights_only=True``. The tensors are those of the context: clone them before you write to them. A stacked context
+    has a state dict for every member under ``sd["members"]``.
 
     Raises:
         ValueError: ``ctx`` was taken by a hook inside a stage, which is not a place to continue from.
@@ -46,6 +48,9 @@ def state_dict(ctx: Context) -> StateDict:
 
 def _durable(ctx: Context, function: str) -> StateDict:
     check_boundary(ctx, function)
+    if ctx.ensemble is not None:
+        how = {"mode": ctx.ensemble.mode, "batch_hooks": ctx.ensemble.batch_hooks}
+        return {"ensemble": how, "members": [_durable(member, function) for member in split_context(ctx)]}
     for id, slot in ctx.callbacks.items():
         check_plain(slot, f"the state of callback {id!r}")
     names = state_names(ctx.loop.template())
@@ -101,6 +106,8 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True, allow: 
     check_context(ctx, "load_state_dict")
     if not isinstance(sd, dict):
         raise TypeError(f"load_state_dict takes a state dict, not {type(sd).__name__}")
+    if ctx.ensemble is not None or "members" in sd:
+        return _load_members(ctx, sd, strict, allow)
     if sd and sd.keys().isdisjoint(PLACE):
         raise StateDictError(
             f"not a state dict of a Context: it has the keys {', '.join(map(repr, list(sd)[:3]))}. That of a module is "
@@ -180,6 +187,22 @@ def _loaded(ctx: Context, sd: StateDict) -> Context:
     )
 
 
+def _load_members(ctx: Context, sd: StateDict, strict: bool, allow: Patterns) -> Context:
+    members, saved = unstack(ctx) if ctx.ensemble is not None else [], sd.get("members", ())
+    if ctx.ensemble is None or not isinstance(saved, list) or len(saved) != len(members):
+        line = f"members: {len(saved) or 'none'} in what was saved, {len(members) or 'none'} here"
+        raise StateDictError("the state dict does not belong to this context:", [line])
+    how = sd.get("ensemble")
+    if not isinstance(how, dict) or how.get("mode") not in MODES or how.get("batch_hooks") not in BATCH_HOOKS:
+        raise StateDictError("the state dict is malformed:", [f"ensemble: {how!r} in what was saved"])
+    common = {key: value for key, value in sd.items() if key not in ("ensemble", "members")}
+    loaded = []
+    for i, (member, own) in enumerate(zip(members, saved, strict=True)):
+        with noting(lambda i=i: f"in member {i} of an ensemble"):  # type: ignore[misc]
+            loaded.append(load_state_dict(member, {**common, **own}, strict=strict, allow=allow))
+    return stack(loaded, how["mode"], how["batch_hooks"])
+
+
 def _like(template: Tensor, saved: Tensor) -> Tensor:
     """A copy of ``saved`` with the memory layout of ``template``: kernels round differently by layout."""
     return torch.empty_like(template).copy_(saved)
@@ -216,7 +239,9 @@ def digest(ctx: Context) -> str:
     True
     """
     durable = _durable(ctx, "digest")
-    del durable["volatile"]
+    durable.pop("ensemble", None)
+    for part in durable.get("members", [durable]):
+        del part["volatile"]
     hasher = hashlib.sha256()
     for piece in _canonical(durable):
         hasher.update(piece)

@@ -11,6 +11,7 @@ from typing import Any, Self
 from .background import Background
 from .context import Context, check_boundary, check_context
 from .durable import explaining, make_folder
+from .ensemble import stack
 from .errors import CheckpointError
 from .folder import delete, entries, entry_of, left_over, newest_intact, readable
 from .identity import fingerprint
@@ -18,7 +19,7 @@ from .lock import FolderLock
 from .loop import Loop, init
 from .patterns import Patterns
 from .retention import Retention, best_steps
-from .saving import Saver, describe, identity_of
+from .saving import Saver, describe, identity_of, run_of
 from .state import state_dict
 
 
@@ -33,7 +34,7 @@ class CheckpointStore:
         keep_last: how many steps to keep, counted back from the one just saved; ``None`` keeps all, or with
             ``keep_best`` or ``every`` only the one just saved.
         keep_best: the id of a validation measure, or a pair of it and a number: so many steps of the best scores are
-            kept beside the last ones. A score counts at the end of its epoch.
+            kept beside the last ones. A score counts at the end of its epoch; an ensemble has the mean of its members.
         every: a number of steps: the first checkpoint at or after each multiple of it is kept for good.
         allow: differences in spite of which a run is loaded from here, and goes on being saved here; see
             `load_state_dict`.
@@ -152,7 +153,7 @@ class CheckpointStore:
         """
         check_context(ctx, "check")
         self.retention.check(ctx.loop)
-        self._saver.check_run({"seed": ctx.seed, **fingerprint(ctx.loop)})
+        self._saver.check_run(run_of(ctx) | fingerprint(ctx.loop))
         self._locked()
 
     def save(self, ctx: Context, wait: bool = True) -> Path:
@@ -236,7 +237,9 @@ class CheckpointStore:
             raise CheckpointError("\n".join(str(error) for error in damaged.values()))
         for error in damaged.values():
             warnings.warn(f"{error}; using {found.path.name}", UserWarning, stacklevel=2)
-        return found.into(init(loop, seed=found.seed), self.allow if allow is None else allow)
+        seed = found.seed
+        start = init(loop, seed) if isinstance(seed, int) else stack([init(loop, each) for each in seed])
+        return found.into(start, self.allow if allow is None else allow)
 
     def _locked(self) -> FolderLock:
         """The lock of the folder, which is made if there is none.

@@ -10,10 +10,12 @@ from typing import Any
 from .batch import Batch, as_batch, copied
 from .context import Context, check_boundary
 from .donation import give_back, take
+from .ensemble_training import iterate_members, train_members
 from .errors import attach_context
+from .leaving import run_exit, run_resume
 from .step import Step
 from .stretch import Stretch
-from .walk import Walk, run_hook, train_batch
+from .walk import Walk, train_batch
 
 
 def iterate(ctx: Context) -> Generator[Context]:
@@ -28,7 +30,7 @@ def iterate(ctx: Context) -> Generator[Context]:
     ['begin', 'end']
     """
     check_boundary(ctx, "iterate")
-    return _contexts(ctx)
+    return _contexts(ctx) if ctx.ensemble is None else iterate_members(ctx)
 
 
 def train(ctx: Context, steps: int | None = None) -> Context:
@@ -56,6 +58,8 @@ def train(ctx: Context, steps: int | None = None) -> Context:
         raise ValueError(f"train: steps must be a non-negative integer or None, not {steps!r}")
     if ctx.stage == "end" or steps == 0:
         return ctx
+    if ctx.ensemble is not None:
+        return train_members(ctx, steps)
     goal = math.inf if steps is None else ctx.global_step + steps
     walk = Walk(ctx, stop=goal)
     # The walk may write to the tensors of a context that nobody else has.
@@ -89,6 +93,8 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
     Context(epoch=1, step=1, global_step=1, stage='batch_end', seed=0)
     """
     check_boundary(ctx, "train_step")
+    if ctx.ensemble is not None:
+        raise ValueError("train_step takes the context of one run: train(ctx, steps=1) trains a stacked one")
     if ctx.stage not in ("epoch_begin", "batch_end"):
         raise ValueError(
             f"train_step needs a context after 'epoch_begin' or 'batch_end', not after {ctx.stage or 'init'!r}: "
@@ -141,46 +147,16 @@ def _entered(walk: Walk) -> Iterator[None]:
         walk.open()
         try:
             if walk.ctx.stage != "":
-                _run_resume(walk.ctx)
+                run_resume(walk.ctx)
             yield
         finally:
             walk.close()
     except GeneratorExit:
-        _run_exit(walk.ctx, None)
+        run_exit(walk.ctx, None)
         raise
     except BaseException as error:
         attach_context(error, walk.ctx)
-        _run_exit(walk.ctx, error)
+        run_exit(walk.ctx, error)
         raise
     else:
-        _run_exit(walk.ctx, None)
-
-
-def _run_resume(ctx: Context) -> None:
-    for callback in sorted(ctx.loop.callbacks, key=lambda callback: callback.weight):
-        if callback.resume is not None:
-            run_hook("resume", callback.id, callback.resume, ctx)
-
-
-def _run_exit(ctx: Context, reason: BaseException | None) -> None:
-    """Run every ``exit`` hook, even when one fails; their failures never hide the error that training stopped for."""
-    failures = []
-    for id, hook in ctx.loop.hooks["exit"]:
-        try:
-            run_hook("exit", id, hook, ctx)
-        except BaseException as error:
-            failures.append(error)
-    # What stops the process (KeyboardInterrupt, SystemExit) must get through.
-    failures.sort(key=lambda error: isinstance(error, Exception))
-    if reason is not None:
-        _add_notes(reason, failures)
-    elif failures:
-        first, *others = failures
-        attach_context(first, ctx)
-        _add_notes(first, others)
-        raise first
-
-
-def _add_notes(error: BaseException, failures: list[BaseException]) -> None:
-    for failure in failures:
-        error.add_note(f"an exit hook failed as well: {failure!r}, {'; '.join(failure.__notes__)}")
+        run_exit(walk.ctx, None)

@@ -43,6 +43,13 @@ def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Load was" in printed
 
 
+def test_ensemble(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "ensemble", "--members", "3", *QUICK)
+    assert {(row["mode"], row["members"]) for row in rows} == {("vectorised", 3), ("in turn", 3)}
+    assert len(rows) == 6
+    assert all(row["times faster"] > 0 for row in rows)
+
+
 def test_data(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "data", "--rows", "cnn", *QUICK)
     assert [row["source"] for row in rows] == ["tensors", "dataset", "dataset, 2 workers"]

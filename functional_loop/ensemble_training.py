@@ -1,0 +1,141 @@
+"""Training of a stacked context: `train`, `iterate` and `train_step` for the members of an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+
+from .context import Context
+from .ensemble import combine_contexts, own, split_context
+from .ensemble_mode import choose
+from .ensemble_walk import Crew, walk_vectorised
+from .errors import attach_context
+from .leaving import Call, run_exit, run_resume
+from .loop import Loop
+from .member_hooks import check_batch_hooks
+from .member_step import MembersStep
+from .record import evolve
+from .stages import Callback
+from .walk import Walk, run_hook
+
+
+def iterate_members(ctx: Context) -> Generator[Context]:
+    """Every boundary context after ``ctx``; see `iterate`."""
+    with closing(_run(ctx)) as crews:
+        for crew in crews:
+            yield crew.context()
+
+
+def train_members(ctx: Context, steps: int | None) -> Context:
+    """See `train`; ``steps`` are those of the members that still train."""
+    goal = None if steps is None else ctx.global_step + steps
+    with closing(_run(ctx)) as crews:
+        for crew in crews:
+            if crew.live.global_step == goal and crew.live.stage == "batch_end":
+                break
+        return crew.context()
+
+
+class InTurn:
+    """The members one after the other, boundary by boundary, as solo runs.
+
+    Attributes:
+        live: a member that still trains, or one of those that have finished.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        assert ctx.ensemble is not None
+        self._ensemble, self._loop = ctx.ensemble, ctx.loop
+        self._members = [evolve(own(member), loop=_without_whole(ctx.loop)) for member in split_context(ctx)]
+
+    @property
+    def live(self) -> Context:
+        return next((ctx for ctx in self._members if ctx.stage != "end"), self._members[0])
+
+    def context(self) -> Context:
+        """The stacked context of all members."""
+        return combine_contexts([evolve(ctx, loop=self._loop) for ctx in self._members], self._ensemble)
+
+    def walk(self) -> Iterator[None]:
+        """Take all members to their next boundary, again and again."""
+        walks = {i: Walk(ctx) for i, ctx in enumerate(self._members) if ctx.stage != "end"}
+        with ExitStack() as opened:
+            for boundaries in walks.values():
+                boundaries.open()
+                opened.callback(boundaries.close)
+            while walks:
+                for boundaries in walks.values():
+                    boundaries.advance()
+                self._members = [walks[i].ctx if i in walks else ctx for i, ctx in enumerate(self._members)]
+                walks = {i: boundaries for i, boundaries in walks.items() if boundaries.ctx.stage != "end"}
+                yield
+
+
+def _without_whole(loop: Loop) -> Loop:
+    """The loop of a member: callbacks that are for all members together have no hooks in it."""
+    if not any(callback.whole for callback in loop.callbacks):
+        return loop
+    silent = [Callback(c.id, init=c.init, kind=c.kind) if c.whole else c for c in loop.callbacks]
+    return evolve(loop, callbacks=silent)
+
+
+def _run(ctx: Context) -> Generator[Crew | InTurn]:
+    """The members after every boundary of those that still train; the last is that after which all have finished."""
+    if ctx.stage == "end":
+        return
+    crew, boundaries, step = _start(ctx)
+    before = ctx.stage
+    try:
+        if ctx.stage != "":
+            _resume(ctx)
+        for _ in boundaries:
+            _run_whole(ctx.loop, before, crew)
+            before = crew.live.stage
+            yield crew
+    except GeneratorExit:
+        _exit(crew.context(), None)
+        raise
+    except BaseException as error:
+        attach_context(error, last := crew.context())
+        _exit(last, error)
+        raise
+    else:
+        _exit(crew.context(), None)
+    finally:
+        if step is not None:
+            step.release()
+
+
+def _start(ctx: Context) -> tuple[Crew | InTurn, Iterator[object], MembersStep | None]:
+    if choose(ctx).vectorised:
+        check_batch_hooks(ctx)
+        step, crew = MembersStep(ctx.loop), Crew(ctx)
+        return crew, walk_vectorised(step, crew), step
+    turns = InTurn(ctx)
+    return turns, turns.walk(), None
+
+
+def _run_whole(loop: Loop, before: str, crew: Crew | InTurn) -> None:
+    """Run the hooks that are for all members together, of the stage that is complete."""
+    stage = crew.live.stage
+    callbacks = [callback for callback in loop.callbacks if callback.whole and stage in callback.hooks]
+    if callbacks:
+        given = evolve(crew.context(), stage=before, running=stage)
+        for callback in callbacks:
+            run_hook(stage, callback.id, callback.hooks[stage], given)
+
+
+def _resume(ctx: Context) -> None:
+    for member in split_context(evolve(ctx, loop=_without_whole(ctx.loop))):
+        run_resume(member)
+    for callback in ctx.loop.callbacks:
+        if callback.whole and callback.resume is not None:
+            run_hook("resume", callback.id, callback.resume, ctx)
+
+
+def _exit(ctx: Context, reason: BaseException | None) -> None:
+    hooks = ctx.loop.hooks["exit"]
+    whole = {callback.id for callback in ctx.loop.callbacks if callback.whole}
+    members = split_context(ctx) if hooks else []
+    calls: list[Call] = [(id, hook, given) for id, hook in hooks for given in ([ctx] if id in whole else members)]
+    run_exit(ctx, reason, calls)

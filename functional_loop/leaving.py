@@ -1,0 +1,50 @@
+"""Entering a run that others began, and leaving a run: ``resume`` and ``exit`` hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .context import Context
+from .errors import attach_context
+from .stages import Hook
+from .walk import run_hook
+
+Call = tuple[str, Hook, Context]
+"""The id of a callback, its hook, and the context that the hook is given."""
+
+
+def run_resume(ctx: Context) -> None:
+    """Run the ``resume`` hooks."""
+    for callback in sorted(ctx.loop.callbacks, key=lambda callback: callback.weight):
+        if callback.resume is not None:
+            run_hook("resume", callback.id, callback.resume, ctx)
+
+
+def run_exit(ctx: Context, reason: BaseException | None, calls: Iterable[Call] | None = None) -> None:
+    """Run every ``exit`` hook, even when one fails; their failures never hide the error that training stopped for.
+
+    Args:
+        ctx: the last boundary.
+        reason: the error that training stopped for.
+        calls: the hooks to run; by default those of the loop, on ``ctx``.
+    """
+    failures = []
+    for id, hook, given in calls if calls is not None else ((id, hook, ctx) for id, hook in ctx.loop.hooks["exit"]):
+        try:
+            run_hook("exit", id, hook, given)
+        except BaseException as error:
+            failures.append(error)
+    # What stops the process (KeyboardInterrupt, SystemExit) must get through.
+    failures.sort(key=lambda error: isinstance(error, Exception))
+    if reason is not None:
+        _add_notes(reason, failures)
+    elif failures:
+        first, *others = failures
+        attach_context(first, ctx)
+        _add_notes(first, others)
+        raise first
+
+
+def _add_notes(error: BaseException, failures: list[BaseException]) -> None:
+    for failure in failures:
+        error.add_note(f"an exit hook failed as well: {failure!r}, {'; '.join(failure.__notes__)}")

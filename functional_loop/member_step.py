@@ -1,0 +1,145 @@
+"""The tensor program of one batch for all members of an ensemble at once, by ``torch.func.vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .member_optimizers import MembersUpdate
+from .network import FunctionalNetwork, tree_detach
+from .step import Gradients, Tensors, backward
+from .vmap_rules import over_members
+
+if TYPE_CHECKING:
+    from .data import Batch
+    from .loop import Loop
+
+R = TypeVar("R")
+Seeds = Callable[[], Sequence[int]]
+"""The seeds of all members for one use; a function, since most networks need none."""
+
+
+class MembersStep:
+    """As `Step`, of tensors with a leading member axis.
+
+    Every member draws its random numbers from a generator of its own, so that its dropout is that of its solo run.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.network = FunctionalNetwork(loop.template())
+        self.loss = loop.loss
+        self._optimizer = loop.optimizer
+        self._updates: dict[int, MembersUpdate] = {}
+        self._autocast = (loop.device.type, loop.autocast)
+        self._device = loop.device
+        self._draws = {True: False, False: False}
+        self._generators: list[torch.Generator] = []
+
+    def gradients(
+        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seeds: Seeds
+    ) -> Gradients:
+        """Losses of shape ``(members,)``, outputs, new buffers and gradients of one batch of every member."""
+
+        def forward(leaves: Tensors, buffers: Tensors, x: Any, y: Any) -> tuple[Tensor, Any, Tensors]:
+            outputs, new_buffers = self.network(leaves, buffers, x, training=True)
+            return self.loss(outputs, y), outputs, new_buffers
+
+        leaves = {name: value.detach() for name, value in params.items()}
+        wanted = [leaves[name].requires_grad_() for name in trainable]
+        with torch.enable_grad():
+            losses, outputs, new_buffers = self._call(True, seeds, forward, leaves, buffers, batch.x, batch.y)
+            grads = backward(losses.sum(), tuple(wanted)) if wanted else ()
+        found = {name: grad.contiguous() for name, grad in zip(trainable, grads, strict=True) if grad is not None}
+        return Gradients(losses.detach(), tree_detach(outputs), params, tree_detach(new_buffers), found)
+
+    def update(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
+        """New parameters and optimizer state of all members."""
+        members = len(next(iter(params.values())))
+        if members not in self._updates:
+            self._updates = {members: MembersUpdate(self._optimizer, params)}
+        return self._updates[members](grads, state, params)
+
+    def evaluate(self, params: Tensors, buffers: Tensors, x: Any, seeds: Seeds) -> Any:
+        """Outputs of all members in evaluation mode, without a graph."""
+
+        def forward(params: Tensors, buffers: Tensors, x: Any) -> Any:
+            return self.network(params, buffers, x, training=False)[0]
+
+        with torch.no_grad():
+            return tree_detach(self._call(False, seeds, forward, params, buffers, x))
+
+    def release(self) -> None:
+        """Let go of all tensors."""
+        self.network.release()
+
+    def _call(self, training: bool, seeds: Seeds, function: Callable[..., Any], *arguments: Any) -> Any:
+        if not self._draws[training]:
+            try:
+                return self._map(function, arguments, "error", nullcontext())
+            except RuntimeError as error:
+                if "randomness" not in str(error):
+                    raise
+            self._draws[training] = True
+        return self._map(function, arguments, "different", OwnDraws(self._seeded(seeds())))
+
+    def _map(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        randomness: str,
+        draws: AbstractContextManager[Any],
+    ) -> Any:
+        device_type, dtype = self._autocast
+        if dtype is not None or torch.is_autocast_enabled(device_type):
+            function = torch.autocast(device_type, dtype, enabled=dtype is not None)(function)
+        with draws:
+            return over_members(function, arguments, len(next(iter(arguments[0].values()))), randomness)
+
+    def _seeded(self, seeds: Sequence[int]) -> list[torch.Generator]:
+        while len(self._generators) < len(seeds):
+            self._generators.append(torch.Generator(self._device))
+        for generator, seed in zip(self._generators, seeds, strict=False):
+            generator.manual_seed(seed)
+        return self._generators[: len(seeds)]
+
+
+class OwnDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A region in which every draw for all members is made member by member, each from a generator of its own."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generators = generators
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        return self._draw(func, args, kwargs)
+
+    def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
+        schema = func._schema
+        overload = _with_generator(func)
+        first, *rest = args
+        in_place = schema.name.endswith("_")
+        drawn = []
+        for member, generator in enumerate(self._generators):
+            own = first[member].contiguous() if isinstance(first, Tensor) else first[1:]
+            drawn.append(overload(own, *rest, **kwargs, generator=generator))
+        stacked = torch.stack(drawn)
+        return first.copy_(stacked) if in_place else stacked
+
+
+def _with_generator(func: Any) -> Any:
+    """The overload of an operator that takes a generator."""
+    if any(argument.name == "generator" for argument in func._schema.arguments):
+        return func
+    packet = func.overloadpacket
+    for name in ("generator", "default_generator"):
+        if name in packet.overloads():
+            return getattr(packet, name)
+    raise RuntimeError(f"{func} draws random numbers for all members at once, from no generator of their own")
