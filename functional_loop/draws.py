@@ -50,15 +50,10 @@ def _states() -> tuple[Any, Any]:
     return random.getstate(), numpy.random.get_state(legacy=False) if numpy is not None else None
 
 
-class _NumpyState(ctypes.Structure):
-    """numpy's ``mt19937_state``."""
-
-    _fields_ = [("first", ctypes.c_uint32), ("others", ctypes.c_uint32 * 623), ("position", ctypes.c_int)]
-
-
 def _python_counter(generator: random.Random) -> Any:
     """CPython's ``RandomObject``: position and first word of the state follow the object's header."""
-    return (ctypes.c_uint32 * 2).from_address(id(generator) + object.__basicsize__)
+    counter = (ctypes.c_uint32 * 2).from_address(id(generator) + object.__basicsize__)
+    return memoryview(counter).cast("B").cast("I")
 
 
 def _layout_is_known() -> bool:
@@ -73,24 +68,21 @@ def _layout_is_known() -> bool:
 
 _GLOBAL: random.Random = random._inst
 _COUNTER = _python_counter(_GLOBAL) if _layout_is_known() else None
+_numpy_known: tuple[Any, Any] = (None, None)
+"""numpy's global generator, and the words of its state: the key, and the position in it."""
 
 
 def _read() -> Reading:
+    global _numpy_known
     if _COUNTER is None:
         return None
-    python = (_COUNTER[0], _COUNTER[1], _GLOBAL.gauss_next)  # type: ignore[attr-defined]
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return python
-    global _numpy_known
-    generator, state = numpy.random.get_bit_generator(), _numpy_known[1]
-    if generator is not _numpy_known[0]:
+    if (numpy := sys.modules.get("numpy")) is None:
+        return _COUNTER[0], _COUNTER[1], _GLOBAL.gauss_next  # type: ignore[attr-defined]
+    generator = numpy.random.get_bit_generator()
+    known, words = _numpy_known
+    if generator is not known:
         if type(generator) is not numpy.random.MT19937:
             return None
-        state = _NumpyState.from_address(generator.ctypes.state_address)
-        _numpy_known = generator, state
-    return (*python, id(generator), state.position, state.first)
-
-
-_numpy_known: tuple[Any, Any] = (None, None)
-"""numpy's global generator, and where its state lies."""
+        words = memoryview((ctypes.c_uint32 * 625).from_address(generator.ctypes.state_address)).cast("B").cast("I")
+        _numpy_known = generator, words
+    return _COUNTER[0], _COUNTER[1], _GLOBAL.gauss_next, generator, words[624], words[0]  # type: ignore[attr-defined]

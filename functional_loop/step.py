@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -49,6 +50,7 @@ class Step:
         self.autocast_dtype = loop.autocast
         self.optimizer = loop.optimizer
         self.updater = loop.optimizer.updater(dict(self.network.module.named_parameters()))
+        self._in_session = False
         # A network that writes to its parameters can't be called twice on them.
         self.seeding = Seeding(everything=bool(self.network.writes))
 
@@ -76,12 +78,24 @@ class Step:
 
     def loss_of(self, leaves: Tensors, buffers: Tensors, batch: Batch, seed: int) -> tuple[Tensor, Any, Tensors]:
         """Loss and outputs of a batch, with their graph, and the new buffers."""
+        return self._run(partial(self._forward, leaves, buffers, batch), seed)
 
-        def forward() -> tuple[Tensor, Any, Tensors]:
-            outputs, new_buffers = self.network(leaves, buffers, batch.x, training=True)
-            return self.loss(outputs, batch.y), outputs, new_buffers
+    def _forward(self, leaves: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Any, Tensors]:
+        outputs, new_buffers = self.network(leaves, buffers, batch.x, training=True)
+        return self.loss(outputs, batch.y), outputs, new_buffers
 
-        return self._run(forward, seed)
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """A region of many calls of `loss_of`, for all of which some things are done once."""
+        # What is set around a run with a precision of its own does not matter.
+        ambient = torch.is_autocast_enabled(self.device_type) and self.autocast_dtype is None
+        precision = torch.autocast(self.device_type, enabled=False) if ambient else nullcontext()
+        with torch.enable_grad(), precision, self.seeding.held():
+            self._in_session = True
+            try:
+                yield
+            finally:
+                self._in_session = False
 
     def update(
         self,
@@ -143,8 +157,10 @@ class Step:
     def _run(self, forward: Callable[[], R], seed: int) -> R:
         """``forward`` under its seed and in the precision of the loop, whatever is set around the call."""
         if self.autocast_dtype is not None:
+            # Parameters that were written to since would be taken from the cache.
+            torch.clear_autocast_cache()
             forward = torch.autocast(self.device_type, self.autocast_dtype)(forward)
-        elif torch.is_autocast_enabled(self.device_type):
+        elif not self._in_session and torch.is_autocast_enabled(self.device_type):
             forward = torch.autocast(self.device_type, enabled=False)(forward)
         return self.seeding.call(forward, seed)
 

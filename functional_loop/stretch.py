@@ -8,13 +8,13 @@ from functools import partial
 from operator import call, setitem
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import measures
 from .batch import Batch, to_device
 from .context import Context, after, first_output
-from .kernels import Columns, FastUpdate, Write
+from .fast_update import FastUpdate
+from .kernels import Column, Columns, Move, Write
 from .lending import lend, lend_tree
 from .network import tree_detach
 from .record import evolve
@@ -64,12 +64,12 @@ class Stretch:
         self._place = [_Place(params, slots, [], [], ctx.buffers, ctx.last_loss, ctx.measures, ctx.data, 0)]
         self._start = evolve(ctx, params={}, buffers={}, optimizer_state={}, last_loss=(), measures={}, data=())
         self._order = list(params)
-        self._in_place = all(group.kernel.in_place for group in self._updater.groups)
         self._doing = ""
         self._leaves: Tensors = {}
         self._wanted: tuple[Tensor, ...] = ()
         self._missing: list[int] = []
-        self._positions = {name: i for i, name in enumerate(ctx.trainable)}
+        self._positions: list[list[int] | None] = []
+        self._moves: list[Move] = []
 
     @staticmethod
     def can_train(step: Step, ctx: Context) -> bool:
@@ -88,7 +88,7 @@ class Stretch:
         left = stop - self._start.global_step
         probe = True
         try:
-            with torch.enable_grad(), self._step.seeding.held():
+            with self._step.session():
                 while self._place[0].batches < left:
                     self._doing = "while reading the training data"
                     if (item := next(items, None)) is None:
@@ -150,28 +150,32 @@ class Stretch:
 
     def _update(self, grads: Sequence[Tensor | None], *done: Any) -> None:
         """Move parameters and slots, and be at the place whose last fields are ``done``."""
-        missing = [i for i, grad in enumerate(grads) if grad is None]
         with self._updater.no_grad:
             place = self._place[0]
+            missing = [i for i, grad in enumerate(grads) if grad is None]
             if not place.names or missing != self._missing:
                 place = self._arranged(missing)
-            if (plans := self._plan(place, grads)) is not None:
-                there = _Place(place.params, place.slots, place.names, [columns for _, columns in plans], *done)
-                row: list[Write] = [*(write for write, _ in plans), partial(setitem, self._place, 0, there)]
+            fitted = self._fitted(place, grads)
+            if fitted is not None:
+                row: list[Write] = []
+                moved: list[Columns] = []
+                for move, own in zip(self._moves, fitted):
+                    writes, columns = move(own)
+                    row += writes
+                    moved.append(columns)
+                there = _Place(place.params, place.slots, place.names, moved, *done)
+                row.append(partial(setitem, self._place, 0, there))
                 deque(map(_call, row), maxlen=0)
-        if plans is None:
+        if fitted is None:
             self._update_generically(grads, *done)
-        elif not self._in_place:
-            self._leaves = {}
 
     def _arranged(self, missing: list[int]) -> _Place:
         """The same place, with what has a gradient in columns, if kernels can move all of it."""
         params, slots = self._merged()
         groups = list(zip(self._updater.groups, self._values))
         absent = {self._trainable[i] for i in missing}
-        names = [
-            [name for name in group.layouts if name in self._positions and name not in absent] for group, _ in groups
-        ]
+        positions = {name: i for i, name in enumerate(self._trainable) if name not in absent}
+        names = [[name for name in group.layouts if name in positions] for group, _ in groups]
         columns: list[Any] = [group.columns(own, values, slots, params) for (group, values), own in zip(groups, names)]
         if any(each is None for each in columns):
             names, columns = [], []
@@ -183,19 +187,23 @@ class Stretch:
                 if name in slots and keys:
                     slots[name] = {key: value for key, value in slots[name].items() if key not in keys}
         self._missing = missing
+        indices = [[positions[name] for name in own] for own in names]
+        everything = list(range(len(self._trainable)))
+        self._positions = [None if own == everything else own for own in indices]
+        self._moves = [group.mover(values, own) for (group, values), own in zip(groups, columns)]
         return self._place[0]._replace(params=params, slots=slots, names=names, columns=columns)
 
-    def _plan(self, place: _Place, grads: Sequence[Any]) -> list[tuple[Write, Columns]] | None:
-        """By group, what the kernels will write; ``None`` where they will not do."""
+    def _fitted(self, place: _Place, grads: Any) -> list[Column] | None:
+        """By group, gradients as kernels need them; ``None`` where kernels will not do."""
         if not place.names:
             return None
-        plans = []
-        for group, values, names, columns in zip(self._updater.groups, self._values, place.names, place.columns):
-            own = group.fitted([grads[self._positions[name]] for name in names], columns)
+        found: list[Column] = []
+        for group, positions, columns in zip(self._updater.groups, self._positions, place.columns):
+            own = group.fitted(grads if positions is None else [grads[i] for i in positions], columns[0])
             if own is None:
                 return None
-            plans.append(group.plan(values, own, columns))
-        return plans
+            found.append(own)
+        return found
 
     def _update_generically(self, grads: Sequence[Tensor | None], *done: Any) -> None:
         params, slots = self._merged()

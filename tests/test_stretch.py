@@ -75,6 +75,18 @@ def test_a_run_that_nobody_looks_at_has_the_bits_of_one_that_is_watched(name: st
         assert fl.digest(fl.train(start, steps=steps)) == after[steps]
 
 
+@pytest.mark.parametrize("name", ["AdamW", "fused AdamW"])
+def test_mixed_precision_has_no_stale_casts(name: str) -> None:
+    start = fl.init(loop_of(name, autocast=torch.bfloat16), seed=1)
+    end = fl.digest(boundaries(start)[-1])
+    assert fl.digest(fl.train(start)) == end
+    with torch.autocast("cpu", torch.float16):
+        assert fl.digest(fl.train(start)) == end
+    plain = fl.init(loop_of(name), seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fl.digest(fl.train(plain)) == fl.digest(boundaries(plain)[-1])
+
+
 @given(st.sampled_from(list(OPTIMIZERS)), st.lists(st.integers(1, 7), max_size=5))
 def test_contexts_on_the_way_stay_what_they_were(name: str, parts: list[int]) -> None:
     kept: list[tuple[fl.Context, str]] = []

@@ -1,0 +1,218 @@
+"""Fast updates: parameters and slots in columns, moved by torch's own kernels without the Python of `torch.optim`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import is_
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
+
+from .borrowed import Borrowed, Closure, State, Tensors, like
+from .kernels import KERNELS, Column, Columns, Group, Kernel, Move, shared
+
+Layout: TypeAlias = tuple[Any, ...]
+
+
+@attrs.define(eq=False)
+class FastUpdate:
+    """The update of all groups by kernels, and by ``generic`` in a step in which only that will do.
+
+    The generic update takes the first step of every parameter, in which torch makes its slots, and everything
+    unusual: hyperparameters that are tensors, gradients that are sparse, or that have other strides than their
+    parameter.
+    """
+
+    groups: Sequence[FastGroup]
+    generic: Borrowed
+    # Made once, since it costs as much as the arithmetic of a small tensor.
+    no_grad: torch.no_grad = attrs.field(factory=torch.no_grad, init=False)
+
+    def __call__(
+        self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
+    ) -> tuple[Tensors, State]:
+        with self.no_grad:
+            moved = self._move(grads, state, params)
+        return moved or self.generic(grads, state, params, closure)
+
+    def _move(self, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State] | None:
+        new_params, new_slots = dict(params), dict(state["slots"])
+        for group, values in zip(self.groups, state["groups"], strict=True):
+            moved = group.step(values, grads, state["slots"], params)
+            if moved is None:
+                return None
+            new_params |= moved[0]
+            new_slots |= moved[1]
+        return new_params, {"groups": state["groups"], "slots": new_slots}
+
+    def release(self) -> None:
+        for group in self.groups:
+            group.release()
+
+
+@attrs.define(eq=False)
+class FastGroup:
+    """One parameter group: the layout of every parameter by name, its flags, its kernel and the slots of that.
+
+    A column has one tensor per parameter: the parameters themselves, their gradients, or one of their slots. The
+    columns that the last step made are remembered, because tensors that come back need no look at their layouts.
+    """
+
+    layouts: dict[str, Layout]
+    flags: Group
+    kernel: Kernel
+    contiguous: bool = attrs.field(init=False)
+    _last: tuple[Sequence[str], Columns] = attrs.field(default=((), ()), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        strides = [(stride, torch.empty(shape, device="meta").stride()) for _, shape, stride in self.layouts.values()]
+        self.contiguous = all(stride == usual for stride, usual in strides)
+
+    def step(self, values: Group, grads: Tensors, slots: State, params: Tensors) -> tuple[Tensors, State] | None:
+        """The new parameters and slots of those that have gradients, or ``None`` where kernels will not do."""
+        names = [name for name in self.layouts if name in grads]
+        if not names:
+            return {}, {}
+        own_grads = [grads[name] for name in names]
+        if not self._fit(names, own_grads):
+            return None
+        if (columns := self.columns(names, values, slots, params)) is None:
+            return None
+        row, made = self.kernel.prepare(values, self.flags, columns, False)(own_grads)
+        for write in row:
+            write()
+        self._last = names, made
+        return self.rows(names, values, slots, made)
+
+    def mover(self, values: Group, columns: Columns) -> Move:
+        """Moves columns that nobody else has, over and over."""
+        return self.kernel.prepare(values, self.flags, columns, True) if columns[0] else lambda grads: ((), columns)
+
+    def fitted(self, grads: Column, params: Column) -> Column | None:
+        """Gradients that autograd made, with the strides of their parameters; ``None`` if one is sparse.
+
+        Autograd gives them their shapes and dtypes, and says nothing of strides, which kernels rely on.
+        """
+        try:
+            if self.contiguous:
+                return list(map(Tensor.contiguous, grads))
+            return [like(param, grad) for param, grad in zip(params, grads)]
+        except RuntimeError:
+            if any(grad.is_sparse for grad in grads):
+                return None
+            raise
+
+    def columns(self, names: list[str], values: Group, slots: State, params: Tensors) -> Columns | None:
+        """Parameters and slots of ``names`` as columns, or ``None`` where kernels will not do."""
+        keys, fresh = self.kernel.slots(values, self.flags), self.kernel.fresh
+        if not names:
+            return [(), *(() for _ in keys)]
+        if not _are_numbers(values.values()):
+            return None
+        if fresh is not None:
+            slots = {name: slots.get(name) or fresh(params[name], self.flags) for name in names}
+        try:
+            columns: Columns = [
+                [params[name] for name in names],
+                *([slots[name][key] for name in names] for key in keys),
+            ]
+        except KeyError:
+            return None
+        if self._made(names, columns):
+            return self._last[1]
+        if not self._all_fit(names, keys, columns):
+            return None
+        return [shared(column) if key == "step" else column for key, column in zip(("", *keys), columns)]
+
+    def rows(self, names: list[str], values: Group, slots: State, columns: Columns) -> tuple[Tensors, State]:
+        """Parameters and slots by name: the inverse of `columns`."""
+        params, *own_slots = columns
+        keys = self.kernel.slots(values, self.flags)
+        # There are no rows where the kernel has no slots.
+        new_slots = {name: slots.get(name, {}) | dict(zip(keys, row)) for name, row in zip(names, zip(*own_slots))}
+        return dict(zip(names, params)), new_slots
+
+    def release(self) -> None:
+        self._last = (), ()
+
+    def _made(self, names: list[str], columns: Columns) -> bool:
+        """Whether these are the very tensors that the last step made."""
+        last_names, last = self._last
+        if names != last_names or len(columns) != len(last):
+            return False
+        return all(map(is_, chain.from_iterable(columns), chain.from_iterable(last)))
+
+    def _all_fit(self, names: list[str], keys: tuple[str, ...], columns: Columns) -> bool:
+        params, *slots = columns
+        return self._fit(names, params) and all(
+            _are_counters(column) if key == "step" else self._fit(names, column)
+            for key, column in zip(keys, slots, strict=True)
+        )
+
+    def _fit(self, names: list[str], column: Column) -> bool:
+        """Whether all have the layouts of their parameters; fused kernels read memory without a look at shapes."""
+        return all(
+            type(tensor) is Tensor and _layout(tensor) == self.layouts[name]
+            for name, tensor in zip(names, column, strict=True)
+        )
+
+
+def fast_update(
+    cls: type[torch.optim.Optimizer],
+    names: Sequence[Sequence[str]],
+    groups: Sequence[Group],
+    params: Tensors,
+    generic: Borrowed,
+) -> FastUpdate | None:
+    """The update by kernels for parameters like ``params``, or ``None`` where there is none.
+
+    Args:
+        cls: the optimizer class; a subclass of a known one may compute anything, so it is unknown.
+        names: of the parameters of every group.
+        groups: all hyperparameters of every group.
+        params: parameters by name.
+        generic: the update for all other steps.
+    """
+    if cls not in KERNELS or not all(_are_usual([params[name] for name in group]) for group in names):
+        return None
+    if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
+        return None
+    foreach, fused = KERNELS[cls]
+    return FastUpdate(
+        [
+            FastGroup(
+                # A clone has the layout that every later parameter has; the first one may be a view with gaps.
+                {name: _layout(params[name].detach().clone()) for name in members},
+                group,
+                fused if group["fused"] else foreach,
+            )
+            for members, group in zip(names, groups, strict=True)
+        ],
+        generic,
+    )
+
+
+def _layout(tensor: Tensor) -> Layout:
+    return tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _are_usual(params: Column) -> bool:
+    # In half precision foreach and single-tensor forms differ in the last bit.
+    dtypes = {param.dtype for param in params}
+    return (
+        len(dtypes) <= 1
+        and dtypes <= {torch.float32, torch.float64}
+        and all(type(param) in (Tensor, torch.nn.Parameter) and param.is_cpu for param in params)
+    )
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(type(v) in (float, int) or (type(v) is list and _are_numbers(v)) for v in values)
+
+
+def _are_counters(steps: Column) -> bool:
+    return all(type(step) is Tensor and step.dim() == 0 for step in steps)
