@@ -80,7 +80,7 @@ def test_mixed_precision_has_no_stale_casts(name: str) -> None:
     start = fl.init(loop_of(name, autocast=torch.bfloat16), seed=1)
     end = fl.digest(boundaries(start)[-1])
     assert fl.digest(fl.train(start)) == end
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast("cpu", torch.bfloat16):
         assert fl.digest(fl.train(start)) == end
     plain = fl.init(loop_of(name), seed=1)
     with torch.autocast("cpu", torch.bfloat16):
