@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -50,7 +50,6 @@ class Step:
         self.autocast_dtype = loop.autocast
         self.optimizer = loop.optimizer
         self.updater = loop.optimizer.updater(dict(self.network.module.named_parameters()))
-        self._in_session = False
         # A network that writes to its parameters can't be called twice on them.
         self.seeding = Seeding(everything=bool(self.network.writes))
 
@@ -83,19 +82,6 @@ class Step:
     def _forward(self, leaves: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Any, Tensors]:
         outputs, new_buffers = self.network(leaves, buffers, batch.x, training=True)
         return self.loss(outputs, batch.y), outputs, new_buffers
-
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """A region of many calls of `loss_of`, for all of which some things are done once."""
-        # What is set around a run with a precision of its own does not matter.
-        ambient = torch.is_autocast_enabled(self.device_type) and self.autocast_dtype is None
-        precision = torch.autocast(self.device_type, enabled=False) if ambient else nullcontext()
-        with torch.enable_grad(), precision, self.seeding.held():
-            self._in_session = True
-            try:
-                yield
-            finally:
-                self._in_session = False
 
     def update(
         self,
@@ -160,7 +146,7 @@ class Step:
             # Parameters that were written to since would be taken from the cache.
             torch.clear_autocast_cache()
             forward = torch.autocast(self.device_type, self.autocast_dtype)(forward)
-        elif not self._in_session and torch.is_autocast_enabled(self.device_type):
+        elif torch.is_autocast_enabled(self.device_type):
             forward = torch.autocast(self.device_type, enabled=False)(forward)
         return self.seeding.call(forward, seed)
 

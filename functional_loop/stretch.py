@@ -8,6 +8,7 @@ from functools import partial
 from operator import call, setitem
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import measures
@@ -88,7 +89,7 @@ class Stretch:
         left = stop - self._start.global_step
         probe = True
         try:
-            with self._step.session():
+            with torch.enable_grad(), self._step.seeding.held():
                 while self._place[0].batches < left:
                     self._doing = "while reading the training data"
                     if (item := next(items, None)) is None:
