@@ -168,7 +168,13 @@ class Loop:
         if isinstance(self.network, nn.Module):
             return self.network
         if not self._modules:
-            self._modules.append(make_module(self.network, seed=0))
+            module = make_module(self.network, seed=0)
+            check_network(module)
+            for parameter in module.parameters():
+                if parameter.is_contiguous():
+                    # One element in memory, in place of as many as the context has.
+                    parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
+            self._modules.append(module)
         return self._modules[0]
 
     def evaluates(self, epoch: int) -> bool:

@@ -182,3 +182,9 @@ def test_frozen_parameters_are_not_trainable() -> None:
     network: Any = mlp()
     network[0].requires_grad_(False)
     assert fl.init(make_loop(network=network)).trainable == ("1.weight", "1.bias", "3.weight", "3.bias")
+
+
+def test_the_loop_of_a_function_holds_no_second_copy_of_the_parameters() -> None:
+    loop = make_loop(network=lambda: nn.Linear(3, 2))
+    fl.train(fl.init(loop))
+    assert all(p.untyped_storage().nbytes() <= p.element_size() for p in loop.template().parameters())
