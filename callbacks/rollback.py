@@ -118,9 +118,9 @@ def rollback(
     def why(ctx: Context, state: State, value: float) -> str:
         if not math.isfinite(value):
             return f"the loss is {value}"
-        for what, tensors in (("gradients", gradients(ctx)), ("updated parameters", ctx.params)):
-            if not _are_finite(list(tensors.values())):
-                return f"the {what} are not finite"
+        grads, moved = gradients(ctx).values(), [ctx.params[name] for name in ctx.trainable]
+        if not _are_finite([*grads, *moved]):
+            return f"the {'updated parameters' if _are_finite([*grads]) else 'gradients'} are not finite"
         if spike is not None and _is_spike(state["losses"], value, spike):
             return f"the loss {value:.6g} is a spike"
         return "it was found bad by when(ctx)" if when is not None and when(ctx) else ""
@@ -157,9 +157,9 @@ def rollback(
 _FIELDS = tuple(
     field.name
     for field in attrs.fields(Context)  # type: ignore[arg-type]
-    if not is_static(field) and field.name not in (*STEP_SCOPED, "seed", "stage", "step_valid")
+    if not is_static(field) and field.name not in (*STEP_SCOPED, "callbacks", "seed", "stage", "step_valid")
 )
-"""What an earlier context of the same epoch may differ in."""
+"""What an earlier context of the same epoch may differ in, but for the states of the callbacks."""
 
 
 def _keep(ctx: Context, id: str, state: State) -> State:
@@ -172,7 +172,7 @@ def _keep(ctx: Context, id: str, state: State) -> State:
 def _restored(ctx: Context, kept: State, id: str, state: State) -> Context:
     """The context that was kept, but for ``state``, and for clocks, which don't go back."""
     volatile = {c.id: ctx.callbacks[c.id] for c in ctx.loop.callbacks if c.volatile}
-    fields = {name: _unpacked(value) for name, value in kept.items() if name != "callbacks"}
+    fields = {name: _unpacked(kept[name]) for name in _FIELDS}
     step_scoped = {"batch": (), "y_hats": (), "grads": ()}
     return evolve(ctx, **fields, **step_scoped, callbacks={**kept["callbacks"], **volatile, id: state})
 
@@ -191,7 +191,8 @@ _TUPLE = "a tuple"
 def _packed(node: Any) -> Any:
     """A tree without tuples, which the state of a callback may not hold."""
     if isinstance(node, dict):
-        return {key: _packed(value) for key, value in node.items()}
+        # Most values are tensors, and there are many.
+        return {key: value if type(value) is Tensor else _packed(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_packed(value) for value in node]
     return {_TUPLE: [_packed(value) for value in node]} if isinstance(node, tuple) and node else node
@@ -206,7 +207,7 @@ def _unpacked(node: Any) -> Any:
 
 def _are_finite(tensors: list[Tensor]) -> bool:
     values = [t._values() if t.is_sparse else t for t in tensors if t.is_floating_point() or t.is_complex()]
-    return math.isfinite(get_total_norm([v for v in values if v.numel()], math.inf).item())
+    return math.isfinite(get_total_norm([v for v in values if v.numel()]).item())
 
 
 def _with_loss(losses: State, value: float) -> State:

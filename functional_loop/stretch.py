@@ -74,7 +74,7 @@ class Stretch:
 
     @staticmethod
     def can_train(step: Step, ctx: Context) -> bool:
-        """Whether the batches after ``ctx`` can be a stretch: none is skipped, no hook looks, and kernels make the update."""
+        """Whether the batches after ``ctx`` can be a stretch: none is skipped, no hook looks, kernels update."""
         loop = ctx.loop
         return (
             isinstance(step.updater, FastUpdate)

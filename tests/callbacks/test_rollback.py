@@ -229,8 +229,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
 
 
 def test_a_descriptor_with_a_weight_of_its_own_passes_batches_over_too() -> None:
-    described = t_clbk("rollback")
-    described.weight = 5.0
+    described = fl.evolve(t_clbk("rollback"), weight=5.0)
     ctx = fl.train(fl.init(make_loop(callbacks=[spoiling(2), described])))
     assert ctx.loop.callbacks[1].weight == 5.0
     assert ctx.callbacks["rollback"]["skipped"] == [2]
