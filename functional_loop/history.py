@@ -38,6 +38,8 @@ class History(Sequence[Context]):
     True
     """
 
+    for_one_run = True
+
     def __init__(self, n: int, every: int = 1, id: str = "contexts") -> None:
         for name, value in (("n", n), ("every", every)):
             if type(value) is not int or value < 1:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from .batch import Batch, as_batch, to_device
 from .context import Context, check_context
+from .ensemble import of_one_run
 from .network import private_copy
 from .rng import fold_in, seeded
 
@@ -57,7 +58,7 @@ class Forward:
     """Network and loss of a loop as one function of tensors, which keeps the graph."""
 
     def __init__(self, ctx: Context) -> None:
-        self._loop = ctx.loop
+        self._loop = of_one_run(ctx, "the loss").loop
         self._module = private_copy(ctx.loop.template())
 
     def __call__(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import functional_loop as fl
+from functional_loop.callbacks import rollback
 from tests.sample_loops import data, full_loop, make_loop, mlp, recorder, same_bits
 from tests.strategies import examples, specs
 
@@ -91,3 +92,13 @@ def test_bad_numbers_are_refused() -> None:
         make_loop(skip_batches=[3, 0])
     with pytest.raises(TypeError, match="skip_batches is a set of batch numbers, not 3"):
         make_loop(skip_batches=3)
+
+
+def test_ensembles_refuse_it() -> None:
+    with pytest.raises(ValueError, match="skip_batches of the Loop passes batches over, which the members"):
+        fl.stack([fl.init(make_loop(skip_batches={1}))])
+    with pytest.raises(ValueError, match="callback 'rollback' of the Loop passes batches over"):
+        fl.stack([fl.init(make_loop(callbacks=[rollback()]))])
+    stacked = fl.stack([fl.init(make_loop())])
+    with pytest.raises(ValueError, match="skip_batches of the Loop passes batches over"):
+        fl.train(fl.evolve(stacked, loop=make_loop(skip_batches={1})))

@@ -231,3 +231,5 @@ def test_what_it_cannot_do_is_refused() -> None:
         fl.unroll(start(accumulate=2), three_batches())
     with pytest.raises(ValueError, match="truncate must be a positive integer or None, not 0"):
         fl.unroll(start(), three_batches(), truncate=0)
+    with pytest.raises(ValueError, match="the loss takes the context of one run"):
+        fl.unroll(fl.stack([start(), start()]), three_batches())
