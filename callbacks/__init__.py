@@ -16,6 +16,7 @@ from .dictionary import (
     torch_callbacks,
 )
 from .digest_trace import digest_trace, first_parting
+from .dp_sgd import dp_epsilon, dp_sgd
 from .early_stopping import early_stopping
 from .history import history, to_frame
 from .json_log import CallbackSetJSONLog, json_log
@@ -37,6 +38,8 @@ from .lr_schedulers import (
 from .monitors import grad_norm, param_norm
 from .param_set import Param, ParamSet
 from .progress import CallbackSetProgress, progress
+from .rollback import rollback
+from .sam import sam
 from .stop_on_signal import CallbackSetStopOnSignal, stop_on_signal
 from .tb import CallbackSetTB, tb
 from .terminate_on_nan import terminate_on_nan
@@ -70,6 +73,8 @@ __all__ = [
     "clip_grad_value",
     "csv_log",
     "digest_trace",
+    "dp_epsilon",
+    "dp_sgd",
     "early_stopping",
     "ema",
     "first_parting",
@@ -94,6 +99,8 @@ __all__ = [
     "lr_warm_restarts",
     "param_norm",
     "progress",
+    "rollback",
+    "sam",
     "stop_on_signal",
     "swa",
     "t_clbk",

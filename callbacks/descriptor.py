@@ -203,6 +203,7 @@ def with_weight(callback: Callback, weight: float) -> Callback:
         resume=callback.resume,
         volatile=callback.volatile,
         replays=callback.replays,
+        skips=callback.skips,
         source=callback.source,
         whole=callback.whole,
         **callback.hooks,

@@ -3,6 +3,7 @@
 from . import testing
 from .bisection import bisect
 from .context import Context, boundary
+from .curvature import hessian_vector_product, top_eigenvalues
 from .data import Batch, BatchSource, as_batch, batches
 from .differences import Difference, differences
 from .donation import DonatedError
@@ -13,10 +14,13 @@ from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
 from .export import to_module, to_optimizer
 from .grid import best, grid, predict_ensemble
+from .history import History
 from .identity import fingerprint
 from .loop import Loop, init
+from .losses import loss_function, trainable_params
 from .measures import Measure, measure
 from .optimizers import Optimizer, optimizer
+from .per_sample import gradient_noise_scale, per_sample_gradients, per_sample_norms
 from .record import evolve, record, static, tree_equal, tree_map
 from .replay import replay, verify
 from .resuming import resume
@@ -27,6 +31,7 @@ from .stages import STAGES, Callback, Hook, compose, every, when
 from .state import digest, load_state_dict, state_dict
 from .store import CheckpointStore
 from .training import iterate, train, train_step
+from .unroll import detached, unroll
 
 __version__ = "0.1.0"
 
@@ -41,6 +46,7 @@ __all__ = [
     "Difference",
     "DonatedError",
     "FunctionalLoopError",
+    "History",
     "Hook",
     "Loop",
     "Measure",
@@ -55,6 +61,7 @@ __all__ = [
     "boundary",
     "compose",
     "context_of",
+    "detached",
     "differences",
     "digest",
     "ensemble_mode",
@@ -64,12 +71,17 @@ __all__ = [
     "fold_in",
     "from_checkpoint",
     "from_safetensors",
+    "gradient_noise_scale",
     "grid",
+    "hessian_vector_product",
     "init",
     "iterate",
     "load_state_dict",
+    "loss_function",
     "measure",
     "optimizer",
+    "per_sample_gradients",
+    "per_sample_norms",
     "predict",
     "predict_ensemble",
     "record",
@@ -85,10 +97,13 @@ __all__ = [
     "to_module",
     "to_optimizer",
     "to_safetensors",
+    "top_eigenvalues",
     "train",
     "train_step",
+    "trainable_params",
     "tree_equal",
     "tree_map",
+    "unroll",
     "unstack",
     "validate",
     "verify",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from .context import Context, check_boundary
 from .record import evolve, tree_map
 from .stacking import Known, Members, combine, split
+
+if TYPE_CHECKING:
+    from .loop import Loop
 
 MODES = ("auto", "vectorised", "exact")
 BATCH_HOOKS = ("vectorised", "each")
@@ -75,7 +78,8 @@ def stack(contexts: Sequence[Context], mode: str = "auto", batch_hooks: str = "v
 
     Raises:
         TypeError: something else than contexts.
-        ValueError: no contexts, stacked ones, other loops, different places, or a mode that does not exist.
+        ValueError: no contexts, stacked ones, other loops, different places, a mode that does not exist, or a loop that
+            passes batches over (``skip_batches``, `rollback`).
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -132,7 +136,16 @@ def of_one_run(ctx: Context, function: str) -> Context:
     return ctx
 
 
+def check_no_skipping(loop: Loop) -> None:
+    """Refuse a loop that passes batches over, which the members of an ensemble can't do, with a ValueError."""
+    skipping = ["skip_batches"] if loop.skip_batches else []
+    skipping += [f"callback {callback.id!r}" for callback in loop.callbacks if callback.skips is not None]
+    if skipping:
+        raise ValueError(f"{skipping[0]} of the Loop passes batches over, which the members of an ensemble can't do")
+
+
 def _check_alike(contexts: list[Context]) -> None:
+    check_no_skipping(contexts[0].loop)
     for callback in contexts[0].loop.callbacks:
         if getattr(callback.source, "for_one_run", False):
             raise ValueError(

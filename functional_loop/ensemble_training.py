@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 
 from .context import Context
-from .ensemble import combine_contexts, own, split_context
+from .ensemble import check_no_skipping, combine_contexts, own, split_context
 from .ensemble_mode import choose
 from .ensemble_walk import Crew, walk_vectorised
 from .errors import attach_context
@@ -83,6 +83,7 @@ def _run(ctx: Context) -> Generator[Crew | InTurn]:
     """The members after every boundary of those that still train; the last is that after which all have finished."""
     if ctx.stage == "end":
         return
+    check_no_skipping(ctx.loop)
     crew, boundaries, step = _start(ctx)
     before = ctx.stage
     try:

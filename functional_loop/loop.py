@@ -45,6 +45,15 @@ def _as_callbacks(callbacks: Iterable[AsCallback]) -> tuple[Callback, ...]:
     return tuple(callback.as_callback() for callback in callbacks)
 
 
+def _as_numbers(numbers: Iterable[int]) -> frozenset[int]:
+    if isinstance(numbers, (str, bytes)) or not isinstance(numbers, Iterable):
+        raise TypeError(f"Loop: skip_batches is a set of batch numbers, not {numbers!r}")
+    made = list(numbers)
+    if wrong := [n for n in made if type(n) is not int or n < 1]:
+        raise ValueError(f"Loop: skip_batches holds numbers of batches of the run, 1, 2, ..., not {wrong[0]!r}")
+    return frozenset(made)
+
+
 def _as_device(device: str | torch.device) -> torch.device:
     try:
         made = torch.device(device)
@@ -84,6 +93,10 @@ class Loop:
             than of tensors, stays what it was. Updates of SGD, Adam, AdamW and RMSprop are compiled, those of other
             optimizers are not, nor is validation. What can't be compiled is computed as without ``compile``, with a
             warning that says why.
+        skip_batches: numbers of batches of the run (``ctx.global_step``) that are passed over: no stage runs, and the
+            context after such a batch differs from the one before it in its place only. The others keep their numbers,
+            and with these their rows and random numbers. With ``accumulate`` a window is made of the batches that are
+            trained on; one that is still open when the last batch of an epoch is passed over is dropped.
 
     Raises:
         TypeError, ValueError: an argument that can't work, by name.
@@ -116,9 +129,11 @@ class Loop:
     accumulate: int = attrs.field(default=1, kw_only=True)
     autocast: torch.dtype | None = attrs.field(default=None, kw_only=True)
     compile: bool = attrs.field(default=False, kw_only=True)
+    skip_batches: frozenset[int] = attrs.field(default=frozenset(), converter=_as_numbers, kw_only=True)
 
     hooks: dict[str, tuple[tuple[str, Hook], ...]] = attrs.field(init=False, repr=False)
     """By stage: callback ids and hooks, in the order in which they run."""
+    _skipping: list[tuple[str, Callable[[Any], Iterable[int]]]] = attrs.field(init=False, repr=False)
     _modules: list[nn.Module] = attrs.field(init=False, factory=list, repr=False)
     _steps: list[Step] = attrs.field(init=False, factory=list, repr=False)
 
@@ -128,6 +143,7 @@ class Loop:
         ordered = sorted(self.callbacks, key=lambda callback: callback.weight)
         hooks = {s: tuple((c.id, c.hooks[s]) for c in ordered if s in c.hooks) for s in STAGES}
         object.__setattr__(self, "hooks", hooks)
+        object.__setattr__(self, "_skipping", [(c.id, c.skips) for c in self.callbacks if c.skips])
 
     def _check_types(self) -> None:
         if not isinstance(self.network, nn.Module) and not callable(self.network):
@@ -180,6 +196,10 @@ class Loop:
     def evaluates(self, epoch: int) -> bool:
         """Whether scores are made in ``epoch``."""
         return epoch % self.eval_freq == 0 or epoch == self.epochs
+
+    def skipped(self, states: dict[str, Any]) -> frozenset[int]:
+        """Numbers of the batches that are passed over: ``skip_batches``, and those in the ``states`` of callbacks."""
+        return self.skip_batches.union(*(skips(states[id]) for id, skips in self._skipping))
 
     def borrow_step(self) -> Step:
         """A planned tensor program that nobody else uses; give it back to have the next run start at once."""

@@ -40,7 +40,9 @@ def quiet(loop: Loop) -> Loop:
 
 
 def _without_hooks(c: Callback) -> Callback:
-    return Callback(c.id, init=c.init, weight=c.weight, kind=c.kind, volatile=c.volatile, source=c.source)
+    return Callback(
+        c.id, init=c.init, weight=c.weight, kind=c.kind, volatile=c.volatile, skips=c.skips, source=c.source
+    )
 
 
 def replay(ctx: Context, until: Context | StateDict | Place) -> Context:

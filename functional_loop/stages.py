@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 import attrs
@@ -77,6 +77,8 @@ class Callback:
         volatile: its state is kept over restarts but is not the same in every run (a clock's): it is no part of the
             digest nor of the run's identity, and the callback may come and go.
         replays: whether a replay of a run calls it; false for one that only touches the world, by files or a screen.
+        skips: a function of its state that gives the numbers of batches of the run that are passed over, as
+            ``skip_batches`` of the Loop does.
         source: what the callback was made from, for others to find; ``None`` if it is pure.
         whole: of an ensemble it is given the stacked context of all members, for effects: what it returns is checked
             and dropped. Other callbacks run for every member. It runs at boundaries only, after the others.
@@ -103,6 +105,7 @@ class Callback:
     resume: Hook | None
     volatile: bool
     replays: bool
+    skips: Callable[[Any], Iterable[int]] | None
     source: Any
     whole: bool
     hooks: dict[str, Hook]
@@ -117,6 +120,7 @@ class Callback:
         resume: Hook | None = None,
         volatile: bool = False,
         replays: bool = True,
+        skips: Callable[[Any], Iterable[int]] | None = None,
         source: Any = None,
         whole: bool = False,
         **hooks: Unpack[Hooks],
@@ -132,13 +136,13 @@ class Callback:
         if math.isnan(weight):
             raise ValueError(f"callback {id!r}: the weight is NaN, which has no place in an order")
         given: dict[str, Any] = {**hooks}
-        for name, function in {"init": init, "resume": resume, **given}.items():
-            if name not in ("init", "resume", *STAGES):
+        for name, function in {"init": init, "resume": resume, "skips": skips, **given}.items():
+            if name not in ("init", "resume", "skips", *STAGES):
                 raise TypeError(f"callback {id!r}: no stage {name!r}{did_you_mean(name, STAGES)}")
             if function is not None and not callable(function):
                 raise TypeError(f"callback {id!r}: {name} must be a function of the context, not {function!r}")
         ordered = {stage: given[stage] for stage in STAGES if given.get(stage) is not None}
-        self.__attrs_init__(id, init, float(weight), kind, resume, volatile, replays, source, whole, ordered)
+        self.__attrs_init__(id, init, float(weight), kind, resume, volatile, replays, skips, source, whole, ordered)
 
     @property
     def keeps_state(self) -> bool:

@@ -74,13 +74,14 @@ class Stretch:
 
     @staticmethod
     def can_train(step: Step, ctx: Context) -> bool:
-        """Whether the batches after ``ctx`` can be a stretch: no hook looks at them, and kernels make the update."""
+        """Whether the batches after ``ctx`` can be a stretch: none is skipped, no hook looks, kernels update."""
         loop = ctx.loop
         return (
             isinstance(step.updater, FastUpdate)
             and not step.at_once
             and loop.accumulate == 1
             and not step.network.writes
+            and not any(number > ctx.global_step for number in loop.skipped(ctx.callbacks))
             and not any(loop.hooks[stage] for stage in ("batch_begin", "after_backward", "batch_end"))
         )
 

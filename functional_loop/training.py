@@ -15,7 +15,7 @@ from .errors import attach_context
 from .leaving import run_exit, run_resume
 from .step import Step
 from .stretch import Stretch
-from .walk import Walk, train_batch
+from .walk import Walk, pass_over, train_batch
 
 
 def iterate(ctx: Context) -> Generator[Context]:
@@ -73,7 +73,8 @@ def train(ctx: Context, steps: int | None = None) -> Context:
 def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = False) -> Context:
     """One batch, with the three batch stages: the context of its ``batch_end``.
 
-    For those who bring their own batches. The batch takes the place of the epoch's next; ``exit`` hooks do not run.
+    For those who bring their own batches. The batch takes the place of the epoch's next that is not skipped; ``exit``
+    hooks do not run. A hook may go back to an earlier context, see `rollback`: look at ``ctx.step``.
 
     Args:
         ctx: a context after ``epoch_begin`` or ``batch_end``.
@@ -101,6 +102,8 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
             "walk there with iterate(ctx)"
         )
     length = ctx.loop.train.length
+    while ctx.step != length and ctx.global_step + 1 in ctx.loop.skipped(ctx.callbacks):
+        ctx = pass_over(ctx, ctx.data)
     if ctx.step == length:
         raise ValueError(f"epoch {ctx.epoch} has {length} batches and all are done: walk on with iterate(ctx)")
     step, last = ctx.loop.borrow_step(), ctx.step + 1 == length

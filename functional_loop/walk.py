@@ -80,7 +80,7 @@ class Walk:
         self._ctx = _boundary_after(stage, ctx)
         return True
 
-    def _train_batches(self) -> Iterator[bool]:
+    def _train_batches(self) -> Generator[bool]:
         source, epoch = self._loop.train, self.ctx.epoch
         if self.ctx.step == source.length:
             return
@@ -93,7 +93,13 @@ class Walk:
         if self._stop is not None and Stretch.can_train(self._step, self.ctx):
             yield self._train_stretch(items, self._stop)
         else:
-            yield from self._train_each(items)
+            went_back = yield from self._train_each(items)
+            if went_back:
+                # To read on from there is what a resume does.
+                if isinstance(batches, Generator):
+                    batches.close()
+                yield from self._train_batches()
+                return
         if self.ctx.step == 0:
             raise ValueError(f"the training data gave no batch in epoch {epoch}")
 
@@ -106,13 +112,18 @@ class Walk:
         self._stretch = None
         return True
 
-    def _train_each(self, items: Iterator[Item]) -> Iterator[bool]:
+    def _train_each(self, items: Iterator[Item]) -> Generator[bool, None, bool]:
+        """Batch by batch, until a hook goes back to an earlier context; whether one did."""
         probe = True
         while (item := _next(items, lambda: f"training data ({_place(self.ctx, step=1)})")) is not None:
             (batch, data), last = item
+            number = self.ctx.step + 1
             self._ctx = train_batch(self._step, self.ctx, batch, data, last, probe)
             yield True
+            if self.ctx.step != number:
+                return True
             probe = False
+        return False
 
     def _valid_batches(self) -> Iterator[bool]:
         source = self._loop.valid
@@ -184,6 +195,8 @@ def train_batch(step: Step, ctx: Context, batch: Batch, data: Any, last: bool, p
         probe: look, at some cost, for what is wrong with the network and the loss.
     """
     loop = ctx.loop
+    if ctx.global_step + 1 in loop.skipped(ctx.callbacks):
+        return pass_over(ctx, data)
     draft = Draft(ctx)
     draft.changes = {
         "batch": to_device(batch, loop.device),
@@ -204,7 +217,7 @@ def _in_parts(step: Step, draft: Draft, last: bool, probe: bool) -> None:
     """Gradients, the hooks that see them, and the update where a window ends."""
     loop = draft["loop"]
     found = _gradients(step, draft, draft["params"], draft["buffers"], probe)
-    position = (draft["step"] - 1) % loop.accumulate + 1
+    position = _position(draft)
     updates = last or position == loop.accumulate
     sums = found.grads if loop.accumulate == 1 else _add(draft["accumulated"], found.grads, draft["trainable"])
     draft.changes.update(
@@ -244,6 +257,18 @@ def _compiled(step: Any, draft: Draft, probe: bool) -> None:
         optimizer_state=optimizer_state,
         measures=_measure(draft, found.y_hats),
     )
+
+
+def pass_over(ctx: Context, data: Any) -> Context:
+    """The boundary after a batch that is skipped; ``data`` is the state of the source after it."""
+    return after(ctx, "batch_end", step=ctx.step + 1, global_step=ctx.global_step + 1, data=data)
+
+
+def _position(draft: Draft) -> int:
+    """Which of the batches of its accumulation window the one at hand is, those passed over not counted."""
+    step, number, loop = draft["step"], draft["global_step"], draft["loop"]
+    passed = sum(number - step < n < number for n in loop.skipped(draft["callbacks"]))
+    return int((step - passed - 1) % loop.accumulate + 1)
 
 
 class Draft:

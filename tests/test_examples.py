@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.examples import char_gpt, digits
+from functional_loop.examples import branch, char_gpt, digits, hypergradient, maml
 
 TINY = {"context": 16, "width": 16, "layers": 1, "heads": 2, "characters": 4000, "batch_size": 8, "epochs": 2}
 
@@ -101,3 +101,35 @@ def test_samples_are_a_function_of_the_context() -> None:
 def test_a_prompt_that_the_gpt_cannot_read_is_refused(prompt: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         char_gpt.sample(tiny_gpt(), prompt, 5)
+
+
+def test_a_branch_is_a_run_of_its_own_and_its_origin_stays() -> None:
+    start = fl.train(tiny_gpt(), steps=3)
+    before = fl.digest(start)
+    ends = branch.branch(start, (0.1, 0.001), steps=2)
+    assert fl.digest(start) == before
+    for lr, end in ends.items():
+        assert fl.digest(end) == fl.digest(fl.train(start.with_hyperparameters(lr=lr), steps=2))
+    assert not fl.tree_equal(ends[0.1].params, ends[0.001].params)
+
+
+def test_an_initialisation_learnt_for_a_task_family_adapts_better() -> None:
+    ctx = fl.init(maml.loop(), seed=0)
+    x, y = maml.tasks(50, seed=-1)
+    learnt = maml.meta_train(ctx, 60)
+
+    def after(start: fl.Context, steps: int) -> float:
+        losses = [maml.adapted_loss(start, start.params, *task, steps).item() for task in zip(x, y)]
+        return sum(losses) / len(losses)
+
+    assert after(learnt, 5) < after(ctx, 5)
+    assert after(learnt, 0) - after(learnt, 5) > after(ctx, 0) - after(ctx, 5)
+
+
+def test_hypergradients_lower_the_validation_loss() -> None:
+    ctx = fl.init(hypergradient.loop(), seed=0)
+    logs = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (-6.0, -7.0)]
+    before = hypergradient.validation_loss(ctx, *logs)
+    slopes = torch.autograd.grad(before, logs)
+    moved = [log - 0.1 * slope for log, slope in zip(logs, slopes)]
+    assert hypergradient.validation_loss(ctx, *moved) < before
