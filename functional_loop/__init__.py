@@ -6,7 +6,7 @@ from .context import Context, boundary
 from .data import Batch, BatchSource, as_batch, batches
 from .differences import Difference, differences
 from .donation import DonatedError
-from .errors import CheckpointError, FunctionalLoopError, StateDictError, StoreInUseError, context_of
+from .errors import CheckpointError, FunctionalLoopError, PurityError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
 from .export import to_module, to_optimizer
@@ -41,6 +41,7 @@ __all__ = [
     "Loop",
     "Measure",
     "Optimizer",
+    "PurityError",
     "Signals",
     "StateDictError",
     "StoreInUseError",

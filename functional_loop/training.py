@@ -157,9 +157,8 @@ def _entered(walk: Walk) -> Iterator[None]:
 
 
 def _run_resume(ctx: Context) -> None:
-    for callback in sorted(ctx.loop.callbacks, key=lambda callback: callback.weight):
-        if callback.resume is not None:
-            run_hook("resume", callback.id, callback.resume, ctx)
+    for id, hook in ctx.loop.hooks["resume"]:
+        run_hook("resume", id, hook, ctx)
 
 
 def _run_exit(ctx: Context, reason: BaseException | None) -> None:
