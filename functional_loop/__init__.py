@@ -2,10 +2,12 @@
 
 from . import testing
 from .bisection import bisect
+from .chosen_batches import overfit
 from .context import Context, boundary
 from .data import Batch, BatchSource, as_batch, batches
 from .differences import Difference, differences
 from .donation import DonatedError
+from .dry_run import dry_run
 from .errors import CheckpointError, FunctionalLoopError, PurityError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
@@ -53,6 +55,7 @@ __all__ = [
     "context_of",
     "differences",
     "digest",
+    "dry_run",
     "every",
     "evolve",
     "fingerprint",
@@ -64,6 +67,7 @@ __all__ = [
     "load_state_dict",
     "measure",
     "optimizer",
+    "overfit",
     "predict",
     "record",
     "replay",
