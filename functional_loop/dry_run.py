@@ -39,6 +39,9 @@ class DryRun:
     """What a run will be, made by `dry_run`; ``str`` tells it to a person.
 
     ``stages`` has the leaves of the context that the hooks of a stage are given, first ``init``; sizes are in bytes.
+    ``peak_bytes`` is an estimate of the most memory that tensors take at once, predictions that measures keep included;
+    a run that steps in place takes less. Not in it: torch itself, data in memory, a network that the Loop has as a
+    module, earlier contexts that somebody keeps, and what kernels take for their work.
     """
 
     stages: dict[str, Forms] = attrs.field(repr=False)
@@ -47,6 +50,7 @@ class DryRun:
     epochs: int
     parameters: int
     memory: dict[str, int]
+    peak_bytes: int
     checkpoint_bytes: int
     left_out: tuple[str, ...] = ()
     real: dict[str, float] = attrs.field(factory=dict)
@@ -55,20 +59,6 @@ class DryRun:
     def steps(self) -> int | None:
         """Batches of the whole run, if that is known."""
         return None if self.batches_per_epoch is None else self.epochs * self.batches_per_epoch
-
-    @property
-    def peak_bytes(self) -> int:
-        """An estimate of the most memory that tensors take at once.
-
-        That is the state, the predictions that measures keep until the end of an epoch, and what is larger: the
-        tensors of a forward and backward pass, or gradients and a second copy of what an update makes new, as it is
-        needed wherever an earlier context is kept. Not in it: torch itself, data in memory, and what kernels take for
-        their work.
-        """
-        parts = ("parameters", "buffers", "optimizer", "callbacks", "batch", "predictions")
-        state = sum(self.memory[part] for part in parts)
-        new = self.memory["parameters"] + self.memory["optimizer"] + self.memory["gradients"]
-        return state + max(self.memory["forward and backward"], new)
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -131,6 +121,7 @@ def dry_run(loop: Loop, seed: int = 0, *, real_batch: bool = False) -> DryRun:
         epochs=loop.epochs,
         parameters=sum(p.numel() for p in end.params.values()),
         memory=memory,
+        peak_bytes=allocated.most + memory["predictions"],
         checkpoint_bytes=checkpoint_bytes,
         left_out=tuple(c.id for c in loop.callbacks if object_of(c) is not None),
         real=_for_real(_short(loop, train_batch, valid_batch, epochs=1), seed) if real_batch else {},
@@ -164,6 +155,7 @@ def _short(loop: Loop, train_batch: Batch, valid_batch: Batch | None, epochs: in
         epochs=epochs,
         eval_freq=1,
         check_pure=False,
+        compile=False,
         callbacks=[_without_effects(callback) for callback in loop.callbacks],
     )
 
@@ -171,7 +163,7 @@ def _short(loop: Loop, train_batch: Batch, valid_batch: Batch | None, epochs: in
 def _without_effects(callback: Callback) -> Callback:
     if object_of(callback) is None:
         return callback
-    named = {name: getattr(callback, name) for name in ("init", "weight", "kind", "volatile", "source")}
+    named = {name: getattr(callback, name) for name in ("init", "weight", "kind", "volatile", "replays", "source")}
     return Callback(callback.id, **named)
 
 
@@ -275,7 +267,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._live: dict[int, int] = {}
         self._now = self._before = self._most = 0
-        self.peak = 0
+        self.peak = self.most = 0
 
     def begin(self) -> None:
         self._before = self._most = self._now
@@ -297,6 +289,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._live[storage._cdata] = storage.nbytes()
             self._now += storage.nbytes()
             self._most = max(self._most, self._now)
+            self.most = max(self.most, self._now)
             weakref.finalize(storage, self._free, storage._cdata)
 
     def _free(self, storage: int) -> None:

@@ -32,13 +32,14 @@ def checked(callback: Callback) -> Callback:
     to what it returned before. Not run again are the hooks of objects, of volatile callbacks, and those of ``exit``
     and ``resume``: they are for effects.
     """
-    given: dict[str, Any] = {"init": callback.init, "resume": callback.resume, **callback.hooks}
-    functions = {stage: _checked(callback, stage, f) for stage, f in given.items() if f is not None}
+    named: dict[str, Any] = {"init": callback.init, "resume": callback.resume, **callback.hooks}
+    functions: dict[str, Any] = {stage: _checked(callback, stage, f) for stage, f in named.items() if f is not None}
     return Callback(
         callback.id,
         weight=callback.weight,
         kind=callback.kind,
         volatile=callback.volatile,
+        replays=callback.replays,
         source=callback.source,
         **functions,
     )

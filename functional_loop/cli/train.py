@@ -139,7 +139,7 @@ class Run:
         self._write(ctx)
         self._say(f"Continue with:\n  {self.command}")
         signals.requeue()
-        return signals.exit_code if signals.received else 0
+        return signals.exit_code
 
     def _requeue(self) -> None:
         """Run the command that the person gave to queue the job again."""
