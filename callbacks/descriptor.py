@@ -152,7 +152,7 @@ class TorchCallback:
                 f"{self._owner}: the generator made a callback {made.id!r}, whose hooks know their slot by that id; "
                 "give it an argument id, or leave the id of the descriptor as it is"
             )
-        return made if self.weight is None else with_weight(made, self.weight)
+        return made if self.weight is None else made.remade(weight=self.weight)
 
     def as_callback(self) -> Callback:
         """A new callback, for a Loop; see `generate`."""
@@ -191,23 +191,6 @@ def describe(x: Any, id: str | None = None) -> TorchCallback:
     if id not in (None, x.id):
         raise ValueError(f"a callback that is made already can't have another id: {x!r} is not {id!r}")
     return TorchCallback(x.as_callback, x.id)
-
-
-def with_weight(callback: Callback, weight: float) -> Callback:
-    """The same pure callback at another place in the order of a stage."""
-    return Callback(
-        callback.id,
-        init=callback.init,
-        weight=weight,
-        kind=callback.kind,
-        resume=callback.resume,
-        volatile=callback.volatile,
-        replays=callback.replays,
-        skips=callback.skips,
-        source=callback.source,
-        whole=callback.whole,
-        **callback.hooks,
-    )
 
 
 def _check_generator(generator: Any) -> None:

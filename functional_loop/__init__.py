@@ -2,14 +2,16 @@
 
 from . import testing
 from .bisection import bisect
+from .chosen_batches import overfit
 from .context import Context, boundary
 from .curvature import hessian_vector_product, top_eigenvalues
 from .data import Batch, BatchSource, as_batch, batches
 from .differences import Difference, differences
 from .donation import DonatedError
+from .dry_run import dry_run
 from .ensemble import stack, unstack
 from .ensemble_mode import ensemble_mode
-from .errors import CheckpointError, FunctionalLoopError, StateDictError, StoreInUseError, context_of
+from .errors import CheckpointError, FunctionalLoopError, PurityError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
 from .export import to_module, to_optimizer
@@ -51,6 +53,7 @@ __all__ = [
     "Loop",
     "Measure",
     "Optimizer",
+    "PurityError",
     "Signals",
     "StateDictError",
     "StoreInUseError",
@@ -64,6 +67,7 @@ __all__ = [
     "detached",
     "differences",
     "digest",
+    "dry_run",
     "ensemble_mode",
     "every",
     "evolve",
@@ -80,6 +84,7 @@ __all__ = [
     "loss_function",
     "measure",
     "optimizer",
+    "overfit",
     "per_sample_gradients",
     "per_sample_norms",
     "predict",

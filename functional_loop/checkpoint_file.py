@@ -17,7 +17,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -105,21 +105,35 @@ def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any]) -> 
     >>> read(path)
     ({'weight': tensor([1., 1.]), 'steps': [1, 2]}, {'seed': 0})
     """
+    header, tensors = _prepared(tree, metadata, lambda tensor: hashlib.sha256(tensor_bytes(tensor)).hexdigest())
+    with replacing(Path(path)) as write_bytes:
+        write_bytes(header)
+        for tensor in tensors.values():
+            write_bytes(tensor_bytes(tensor))
+
+
+def size(tree: Any, metadata: dict[str, Any]) -> int:
+    """How many bytes `write` would write; no value of a tensor is looked at.
+
+    >>> size({"weight": torch.empty(1).expand(1_000_000)}, {}) // 1_000_000
+    4
+    """
+    header, tensors = _prepared(tree, metadata, lambda tensor: _BLANK)
+    return len(header) + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _prepared(
+    tree: Any, metadata: dict[str, Any], checksum: Callable[[Tensor], str]
+) -> tuple[bytes, dict[str, Tensor]]:
+    """The header of a file, and the tensors in the order in which they follow it."""
     json_tree, tensors = encode(tree)
     json_metadata, forbidden = encode(metadata)
     if forbidden:
         raise TypeError(f"metadata can't hold tensors, and has {next(iter(forbidden))!r}")
     # Wide elements first: each tensor is then aligned to its element size, which readers that map files need.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
-    stored = {
-        key: _Stored(tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor_bytes(tensor)).hexdigest())
-        for key, tensor in tensors.items()
-    }
-    header = _header(_Index(json_tree, json_metadata, stored))
-    with replacing(Path(path)) as write_bytes:
-        write_bytes(header)
-        for tensor in tensors.values():
-            write_bytes(tensor_bytes(tensor))
+    stored = {key: _Stored(t.dtype, tuple(t.shape), checksum(t)) for key, t in tensors.items()}
+    return _header(_Index(json_tree, json_metadata, stored)), tensors
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:

@@ -38,6 +38,18 @@ class StoreInUseError(CheckpointError):
     """Another process writes to the folder of a store."""
 
 
+class PurityError(FunctionalLoopError):
+    """A hook did what a pure function does not; `Loop` with ``check_pure=True`` raises it.
+
+    ``findings`` lists what it did, with paths in the context.
+    """
+
+    def __init__(self, who: str, findings: tuple[str, ...] | list[str]) -> None:
+        self.findings = tuple(findings)
+        first, *others = self.findings
+        super().__init__("\n".join([f"{who} is not pure: it {first}", *(f"  - and it {line}" for line in others)]))
+
+
 class noting:  # noqa: N801  (a context manager, named like a function)
     """A region whose errors gain a note; what it says is a function, called only when there is an error."""
 

@@ -15,9 +15,8 @@ Call = tuple[str, Hook, Context]
 
 def run_resume(ctx: Context) -> None:
     """Run the ``resume`` hooks."""
-    for callback in sorted(ctx.loop.callbacks, key=lambda callback: callback.weight):
-        if callback.resume is not None:
-            run_hook("resume", callback.id, callback.resume, ctx)
+    for id, hook in ctx.loop.hooks["resume"]:
+        run_hook("resume", id, hook, ctx)
 
 
 def run_exit(ctx: Context, reason: BaseException | None, calls: Iterable[Call] | None = None) -> None:

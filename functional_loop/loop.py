@@ -17,6 +17,7 @@ from .measures import Measure
 from .network import check_network
 from .optimizers import Optimizer
 from .plain import check_plain
+from .purity import checked
 from .record import evolve
 from .rng import fold_in, seeded
 from .stages import STAGES, Callback, Hook
@@ -97,6 +98,10 @@ class Loop:
             context after such a batch differs from the one before it in its place only. The others keep their numbers,
             and with these their rows and random numbers. With ``accumulate`` a window is made of the batches that are
             trained on; one that is still open when the last batch of an epoch is passed over is dropped.
+        check_pure: whether the callbacks are watched while they run, and their pure hooks run twice: a `PurityError`
+            says which hook wrote to what it was given, drew from a global generator, changed the form of the context,
+            or depends on more than it. It costs many times the time of the hooks, and memory for a copy of the state
+            and of data that are tensors. Without it nothing is looked at.
 
     Raises:
         TypeError, ValueError: an argument that can't work, by name.
@@ -130,9 +135,10 @@ class Loop:
     autocast: torch.dtype | None = attrs.field(default=None, kw_only=True)
     compile: bool = attrs.field(default=False, kw_only=True)
     skip_batches: frozenset[int] = attrs.field(default=frozenset(), converter=_as_numbers, kw_only=True)
+    check_pure: bool = attrs.field(default=False, kw_only=True)
 
     hooks: dict[str, tuple[tuple[str, Hook], ...]] = attrs.field(init=False, repr=False)
-    """By stage: callback ids and hooks, in the order in which they run."""
+    """By stage, and for ``resume``: callback ids and hooks, in the order in which they run."""
     _skipping: list[tuple[str, Callable[[Any], Iterable[int]]]] = attrs.field(init=False, repr=False)
     _modules: list[nn.Module] = attrs.field(init=False, factory=list, repr=False)
     _steps: list[Step] = attrs.field(init=False, factory=list, repr=False)
@@ -140,8 +146,9 @@ class Loop:
     def __attrs_post_init__(self) -> None:
         self._check_types()
         self._check_values()
-        ordered = sorted(self.callbacks, key=lambda callback: callback.weight)
+        ordered = sorted(self.running_callbacks(), key=lambda callback: callback.weight)
         hooks = {s: tuple((c.id, c.hooks[s]) for c in ordered if s in c.hooks) for s in STAGES}
+        hooks["resume"] = tuple((c.id, c.resume) for c in ordered if c.resume is not None)
         object.__setattr__(self, "hooks", hooks)
         object.__setattr__(self, "_skipping", [(c.id, c.skips) for c in self.callbacks if c.skips])
 
@@ -157,8 +164,9 @@ class Loop:
         for name, source in (("train", self.train), ("valid", self.valid)):
             if not isinstance(source, BatchSource) and not (name == "valid" and source is None):
                 raise TypeError(f"Loop: {name} is made by batches(...), not {type(source).__name__}")
-        if not isinstance(self.compile, bool):
-            raise TypeError(f"Loop: compile is True or False, not {self.compile!r}")
+        for name in ("compile", "check_pure"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"Loop: {name} is True or False, not {getattr(self, name)!r}")
 
     def _check_values(self) -> None:
         for name, least in (("epochs", 0), ("eval_freq", 1), ("accumulate", 1)):
@@ -178,6 +186,10 @@ class Loop:
                 f"Loop: {self.optimizer.cls.__name__} evaluates the loss of a batch several times, which does not "
                 "go with accumulate > 1: use larger batches"
             )
+
+    def running_callbacks(self) -> list[Callback]:
+        """The callbacks as they run: watched, if they are to be."""
+        return [checked(callback) if self.check_pure else callback for callback in self.callbacks]
 
     def template(self) -> nn.Module:
         """A module of the network's structure, whose values don't matter; not to be written to."""
@@ -267,7 +279,7 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
         trainable=loop.optimizer.covers(requires_grad),
         measures={"train": (), "valid": ()},
     )
-    slots = {c.id: c.init(ctx) for c in loop.callbacks if c.init is not None}
+    slots = {c.id: c.init(ctx) for c in loop.running_callbacks() if c.init is not None}
     for id, slot in slots.items():
         check_plain(slot, f"the initial state of callback {id!r}")
     return evolve(ctx, callbacks={**ctx.callbacks, **slots})

@@ -138,19 +138,24 @@ def leaves_with_paths(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     >>> list(leaves_with_paths({"a": [1, ()], "b": None}))
     [("['a'][0]", 1), ("['a'][1]", ()), ("['b']", None)]
     """
-    children = _children(tree)
-    if not children:
+    found = children_of(tree)
+    if not found:
         yield path, tree
-    for key, child in children.items():
+    for key, child in found.items():
         yield from leaves_with_paths(child, path + key)
 
 
-def _children(node: Any) -> dict[str, Any]:
+def is_record(node: Any) -> bool:
+    return type(node) in _LAYOUTS
+
+
+def children_of(node: Any) -> dict[str, Any]:
+    """What a dict, list, tuple or record holds, by the end of its path in Python's notation; nothing for a leaf."""
     if isinstance(node, dict):
         return {f"[{key!r}]": value for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return {f"[{i}]": value for i, value in enumerate(node)}
-    if type(node) in _LAYOUTS:
+    if is_record(node):
         fields = attrs.fields(type(node))
         return {f".{field.name}": getattr(node, field.name) for field in fields if not is_static(field)}
     return {}
@@ -183,7 +188,7 @@ def tree_equal(a: Any, b: Any) -> Comparison:
 
 
 def _compare(a: Any, b: Any, path: str) -> Comparison:
-    left, right = _children(a), _children(b)
+    left, right = children_of(a), children_of(b)
     if not left or type(a) is not type(b):
         return Comparison(path, _difference(a, b))
     for key in {**left, **right}:

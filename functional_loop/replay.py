@@ -39,10 +39,8 @@ def quiet(loop: Loop) -> Loop:
     return evolve(loop, callbacks=[c if c.replays else _without_hooks(c) for c in loop.callbacks])
 
 
-def _without_hooks(c: Callback) -> Callback:
-    return Callback(
-        c.id, init=c.init, weight=c.weight, kind=c.kind, volatile=c.volatile, skips=c.skips, source=c.source
-    )
+def _without_hooks(callback: Callback) -> Callback:
+    return callback.remade(resume=None, **dict.fromkeys(callback.hooks))
 
 
 def replay(ctx: Context, until: Context | StateDict | Place) -> Context:

@@ -149,12 +149,24 @@ class Callback:
         """Whether a run with this callback is another run than one without it."""
         return self.init is not None and not self.volatile
 
+    def remade(self, **changes: Any) -> Callback:
+        """A callback with other arguments, hooks among them; a hook that is ``None`` is left out.
+
+        >>> Callback("log", epoch_end=print, end=print).remade(weight=2.0, end=None)
+        Callback('log', epoch_end)
+        """
+        kept = {name: getattr(self, name) for name in _ARGUMENTS}
+        return Callback(**{**kept, **self.hooks, **changes})
+
     def as_callback(self) -> Callback:
         """The callback itself: what a Loop asks of everything in ``callbacks``."""
         return self
 
     def __repr__(self) -> str:
         return f"Callback({', '.join([repr(self.id), *self.hooks])})"
+
+
+_ARGUMENTS = tuple(field.name for field in attrs.fields(Callback) if field.name != "hooks")
 
 
 def compose(*hooks: Hook) -> Hook:

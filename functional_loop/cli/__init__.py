@@ -42,11 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     options = parse(arguments)
-    for extra in _EXTRAS if options.command != "export" else ():
+    for extra in _EXTRAS if options.command not in ("export", "dry-run") else ():
         if importlib.util.find_spec(extra) is None:
             raise UsageError(f"the command line needs {extra}: pip install functional-loop[cli]")
     # A module a command, imported when it is asked for: they need what the check above has looked for.
-    code: int = importlib.import_module(f".{options.command}", __name__).run(options, _command_line(arguments))
+    module = importlib.import_module(f".{options.command.replace('-', '_')}", __name__)
+    code: int = module.run(options, _command_line(arguments))
     return code
 
 

@@ -22,7 +22,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = Parser("functional-loop", description="Train PyTorch models, and look into what was trained.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    added = {add.__name__.removeprefix("_add_"): add(commands) for add in _COMMANDS}
+    added = {add.__name__.removeprefix("_add_").replace("_", "-"): add(commands) for add in _COMMANDS}
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         command = added[options.command]
@@ -39,17 +39,36 @@ def _add_train(commands: Any) -> Parser:
         "Train a loop, or continue the run in DIR from where it stopped. The same command continues a run. Ctrl-C, "
         "SIGTERM and SIGUSR1 save at the next batch and exit with 130, 143 and 138.",
     )
-    train.add_argument("target", metavar="TARGET", help=_TARGET)
+    _add_loop(train)
     train.add_argument("--run", metavar="DIR", type=Path, required=True, help="the folder of the run")
-    train.add_argument("--seed", metavar="N", type=int, default=0, help="everything random is a function of it (0)")
-    train.add_argument("--epochs", metavar="N", type=_natural, help="in place of the loop's own number of epochs")
     train.add_argument("--every-steps", metavar="N", type=_positive, help="save every N batches, not only every epoch")
+    train.add_argument("--max-steps", metavar="N", type=_positive, help="stop and save after the N-th batch of the run")
     train.add_argument(
         "--requeue",
         metavar="COMMAND",
         help="run after SIGUSR1, when all is saved, such as scontrol requeue $SLURM_JOB_ID",
     )
     return train
+
+
+def _add_dry_run(commands: Any) -> Parser:
+    dry_run = _command(
+        commands,
+        "dry-run",
+        "what a loop would do, without doing it",
+        "Walk through a loop on tensors without values: shapes and dtypes at every stage, the number of steps, memory, "
+        "and the size of a checkpoint. Exits with 1 if the loop can't be run.",
+    )
+    _add_loop(dry_run)
+    dry_run.add_argument("--real-batch", action="store_true", help="also train and validate on one batch for real")
+    return dry_run
+
+
+def _add_loop(command: Parser) -> None:
+    command.add_argument("target", metavar="TARGET", help=_TARGET)
+    command.add_argument("--seed", metavar="N", type=int, default=0, help="everything random is a function of it (0)")
+    command.add_argument("--epochs", metavar="N", type=_natural, help="in place of the loop's own number of epochs")
+    command.add_argument("--overfit", metavar="K", type=_positive, help="train on the first K batches, over and over")
 
 
 def _add_verify(commands: Any) -> Parser:
@@ -118,7 +137,7 @@ def _add_export(commands: Any) -> Parser:
     return export
 
 
-_COMMANDS = (_add_train, _add_verify, _add_diff, _add_inspect, _add_bisect, _add_export)
+_COMMANDS = (_add_train, _add_dry_run, _add_verify, _add_diff, _add_inspect, _add_bisect, _add_export)
 
 
 def _command(commands: Any, name: str, help: str, description: str) -> Parser:

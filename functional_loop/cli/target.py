@@ -14,17 +14,19 @@ from types import ModuleType
 from typing import Any
 
 from ..callbacks import history
+from ..chosen_batches import overfit
 from ..loop import Loop
 from ..record import did_you_mean, evolve
 from .usage import UsageError
 
 
-def load_loop(target: str, epochs: int | None = None) -> Loop:
+def load_loop(target: str, epochs: int | None = None, overfit_batches: int | None = None) -> Loop:
     """The Loop that ``target`` names, or that the function of that name returns.
 
     Args:
         target: ``module:name`` or ``file.py:name``; modules are found in the current folder too.
         epochs: in place of the loop's own number.
+        overfit_batches: how many batches to train on over and over; see `overfit`.
 
     Raises:
         UsageError: there is no such thing, or it is not a Loop; or the person's own code raised the error that is its
@@ -41,7 +43,13 @@ def load_loop(target: str, epochs: int | None = None) -> Loop:
         public = [known for known in vars(module) if not known.startswith("_")]
         raise UsageError(f"{place} has no {name!r}{did_you_mean(name, public)}")
     loop = _as_loop(target, getattr(module, name))
-    return loop if epochs is None else evolve(loop, epochs=epochs)
+    loop = loop if epochs is None else evolve(loop, epochs=epochs)
+    if overfit_batches is None:
+        return loop
+    try:
+        return overfit(loop, overfit_batches)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def with_history(loop: Loop) -> Loop:

@@ -43,7 +43,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     Raises:
         UsageError: there is no such target; the folder is a file, or holds something else than this run.
     """
-    return Run(with_history(load_loop(options.target, options.epochs)), options, command).train(options.seed)
+    loop = load_loop(options.target, options.epochs, options.overfit)
+    return Run(with_history(loop), options, command).train(options.seed)
 
 
 class Run:
@@ -63,6 +64,9 @@ class Run:
         if ctx.stage == "end":
             self._say(f"{self.folder}: finished already, after {_epochs(ctx)}")
             return self._finish(ctx)
+        if self._is_enough(ctx):
+            self._say(f"{self.folder}: stopped already, after {_place(ctx)}, as --max-steps says")
+            return 0
         self._check(ctx)
         start = (
             f"a new run of {_epochs(self.loop)}, seed {seed}" if ctx.stage == "" else f"continuing after {_place(ctx)}"
@@ -101,15 +105,20 @@ class Run:
             raise UsageError(f"--run {self.folder} can't be written to: {error.strerror or error}") from None
 
     def _walk(self, start: Context, signals: Signals) -> Context:
-        """Train to the end or to the first boundary after a signal, and save on the way."""
+        """Train to the end, the last step or the first boundary after a signal, and save on the way."""
         with progress(self.console, start, signals) as display:
             for ctx in iterate(start):
                 display.show(ctx)
-                if signals.received or self._is_due(ctx):
+                stops = bool(signals.received) or self._is_enough(ctx)
+                if stops or self._is_due(ctx):
                     self.store.save(ctx)
-                if signals.received:
+                if stops:
                     break
         return ctx
+
+    def _is_enough(self, ctx: Context) -> bool:
+        most: int | None = self.options.max_steps
+        return most is not None and ctx.global_step >= most
 
     def _is_due(self, ctx: Context) -> bool:
         every: int | None = self.options.every_steps
