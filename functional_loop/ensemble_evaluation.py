@@ -7,6 +7,7 @@ from typing import Any
 
 from . import measures
 from .batch import Batch, BatchSource, to_device
+from .batch_stages import evaluate
 from .context import Context, first_output
 from .ensemble import member_seeds, split_context
 from .ensemble_mode import choose
@@ -15,7 +16,6 @@ from .member_data import fetch_members
 from .member_step import MembersStep
 from .record import evolve
 from .stacking import combine, split
-from .walk import evaluate
 
 
 def member_outputs(ctx: Context, source: BatchSource) -> Iterator[tuple[Any, Batch]]:

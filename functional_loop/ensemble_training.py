@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 
+from .batch_stages import run_hook
 from .context import Context
 from .ensemble import check_no_skipping, combine_contexts, own, split_context
 from .ensemble_mode import choose
@@ -16,7 +17,7 @@ from .member_hooks import check_batch_hooks
 from .member_step import MembersStep
 from .record import evolve
 from .stages import Callback
-from .walk import Walk, run_hook
+from .walk import Walk
 
 
 def iterate_members(ctx: Context) -> Generator[Context]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from . import measures
+from .batch_stages import evaluate
 from .context import Context, check_context, first_output
 from .data import BatchSource, batches, to_device
 from .ensemble_evaluation import member_outputs, member_scores
 from .record import evolve
-from .walk import evaluate
 
 
 def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float]:

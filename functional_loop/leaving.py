@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .batch_stages import run_hook
 from .context import Context
 from .errors import attach_context
 from .stages import Hook
-from .walk import run_hook
 
 Call = tuple[str, Hook, Context]
 """The id of a callback, its hook, and the context that the hook is given."""

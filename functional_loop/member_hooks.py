@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .batch_stages import run_hook
 from .context import Context
 from .ensemble import combine_contexts, split_context
 from .errors import noting
@@ -14,7 +15,6 @@ from .foreach_rules import ForeachApart
 from .record import evolve
 from .stacking import Known, Members, flatten, vectorised
 from .stages import Callback, Hook
-from .walk import run_hook
 
 BATCH_STAGES = ("batch_begin", "after_backward", "batch_end", "batch_valid_begin", "batch_valid_end")
 

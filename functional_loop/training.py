@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .batch import Batch, as_batch, copied
+from .batch_stages import pass_over, train_batch
 from .context import Context, check_boundary
 from .donation import give_back, take
 from .ensemble_training import iterate_members, train_members
@@ -15,7 +16,7 @@ from .errors import attach_context
 from .leaving import run_exit, run_resume
 from .step import Step
 from .stretch import Stretch
-from .walk import Walk, pass_over, train_batch
+from .walk import Walk
 
 
 def iterate(ctx: Context) -> Generator[Context]:

@@ -1,0 +1,222 @@
+"""The stages of one batch, and the hooks that run at a stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import measures
+from .batch import Batch, to_device
+from .context import Context, after, first_output
+from .errors import noting
+from .record import did_you_mean, evolve
+from .rng import fold_in
+
+if TYPE_CHECKING:
+    from .stages import Hook
+    from .step import Gradients, Step, Tensors
+
+
+def boundary_after(stage: str, ctx: Context) -> Context:
+    return after(run_hooks_of(stage, ctx), stage)
+
+
+def run_hooks_of(stage: str, ctx: Context) -> Context:
+    hooks = ctx.loop.hooks[stage]
+    if hooks:
+        ctx = evolve(ctx, running=stage)
+    for id, hook in hooks:
+        ctx = run_hook(stage, id, hook, ctx)
+    return ctx
+
+
+def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
+    """What ``hook`` makes of ``ctx``; its errors say which hook of which callback it was."""
+    with noting(lambda: f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})"):
+        result = hook(ctx)
+        if not isinstance(result, Context):
+            raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
+    return result
+
+
+def place_of(at: Context | Draft, step: int = 0, step_valid: int = 0) -> str:
+    ctx = at.context() if isinstance(at, Draft) else at
+    step, step_valid = ctx.step + step, ctx.step_valid + step_valid
+    return f"epoch {ctx.epoch}, step {step}" + (f", validation step {step_valid}" if step_valid else "")
+
+
+def train_batch(step: Step, ctx: Context, batch: Batch, data: Any, last: bool, probe: bool) -> Context:
+    """The boundary after ``batch_end`` of one batch.
+
+    Args:
+        data: the state of the source after the batch.
+        last: it is the last of its epoch, and closes an open accumulation window.
+        probe: look, at some cost, for what is wrong with the network and the loss.
+    """
+    loop = ctx.loop
+    if ctx.global_step + 1 in loop.skipped(ctx.callbacks):
+        return pass_over(ctx, data)
+    draft = Draft(ctx)
+    draft.changes = {
+        "batch": to_device(batch, loop.device),
+        "data": data,
+        "step": ctx.step + 1,
+        "global_step": ctx.global_step + 1,
+    }
+    draft.run_hooks("batch_begin")
+    if step.at_once:
+        _compiled(step, draft, probe)
+    else:
+        _in_parts(step, draft, last, probe)
+    draft.run_hooks("batch_end")
+    return draft.after("batch_end")
+
+
+def _in_parts(step: Step, draft: Draft, last: bool, probe: bool) -> None:
+    """Gradients, the hooks that see them, and the update where a window ends."""
+    loop = draft["loop"]
+    found = _gradients(step, draft, draft["params"], draft["buffers"], probe)
+    position = _position(draft)
+    updates = last or position == loop.accumulate
+    sums = found.grads if loop.accumulate == 1 else _add(draft["accumulated"], found.grads, draft["trainable"])
+    draft.changes.update(
+        params=found.params,
+        buffers=found.buffers,
+        y_hats=found.y_hats,
+        last_loss=found.loss,
+        grads=sums if position == 1 else {name: total / position for name, total in sums.items()},
+        accumulated=() if updates else sums,
+        measures=_measure(draft, found.y_hats),
+    )
+    if draft.run_hooks("after_backward"):
+        _check_grads(draft["grads"], draft["params"])
+    if updates:
+        _update(step, draft)
+
+
+def _compiled(step: Any, draft: Draft, probe: bool) -> None:
+    """All that `_in_parts` does, in one graph."""
+    seed = fold_in(draft["seed"], "step", draft["global_step"])
+    with noting(lambda: f"in the compiled step, between 'batch_begin' and 'batch_end' ({place_of(draft)})"):
+        found, optimizer_state = step.whole(
+            draft["params"],
+            draft["buffers"],
+            draft["trainable"],
+            draft["batch"],
+            draft["optimizer_state"],
+            seed,
+            probe,
+        )
+    draft.changes.update(
+        params=found.params,
+        buffers=found.buffers,
+        y_hats=found.y_hats,
+        last_loss=found.loss,
+        grads=found.grads,
+        optimizer_state=optimizer_state,
+        measures=_measure(draft, found.y_hats),
+    )
+
+
+def pass_over(ctx: Context, data: Any) -> Context:
+    """The boundary after a batch that is skipped; ``data`` is the state of the source after it."""
+    return after(ctx, "batch_end", step=ctx.step + 1, global_step=ctx.global_step + 1, data=data)
+
+
+def _position(draft: Draft) -> int:
+    """Which of the batches of its accumulation window the one at hand is, those passed over not counted."""
+    step, number, loop = draft["step"], draft["global_step"], draft["loop"]
+    passed = sum(number - step < n < number for n in loop.skipped(draft["callbacks"]))
+    return int((step - passed - 1) % loop.accumulate + 1)
+
+
+class Draft:
+    """A context in the making: changes are gathered, and a context is made of them only where somebody looks at it."""
+
+    __slots__ = ("_ctx", "changes")
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self.changes: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.changes[name] if name in self.changes else getattr(self._ctx, name)
+
+    def context(self) -> Context:
+        return evolve(self._ctx, **self.changes) if self.changes else self._ctx
+
+    def after(self, stage: str) -> Context:
+        return after(self._ctx, stage, **self.changes)
+
+    def run_hooks(self, stage: str) -> bool:
+        """Run the hooks of ``stage`` on the context as it is now; whether there are any."""
+        if not self._ctx.loop.hooks[stage]:
+            return False
+        self._ctx = run_hooks_of(stage, self.context())
+        self.changes = {}
+        return True
+
+
+def _gradients(step: Step, draft: Draft, params: Tensors, buffers: Tensors, probe: bool = False) -> Gradients:
+    seed = fold_in(draft["seed"], "step", draft["global_step"])
+    with noting(lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({place_of(draft)})"):
+        return step.gradients(params, buffers, draft["trainable"], draft["batch"], seed, probe)
+
+
+def _check_grads(grads: Any, params: Tensors) -> None:
+    if not isinstance(grads, dict):
+        raise TypeError(f"a hook of 'after_backward' left {type(grads).__name__} in ctx.grads, which is a dict by name")
+    for name in grads.keys() - params.keys():
+        raise ValueError(f"a hook of 'after_backward' left {name!r} in ctx.grads{did_you_mean(name, params)}")
+
+
+def _add(sums: Tensors | tuple[()], grads: Tensors, trainable: tuple[str, ...]) -> Tensors:
+    # Sums are saved with the context, which sparse tensors can't be.
+    grads = {name: grad.to_dense() if grad.is_sparse else grad for name, grad in grads.items()}
+    if not sums:
+        return grads
+    # A parameter frozen within the window drops out of it.
+    kept = {name: total for name, total in sums.items() if name in trainable}
+    return {**kept, **{name: kept[name] + grad if name in kept else grad for name, grad in grads.items()}}
+
+
+def _update(step: Step, draft: Draft) -> None:
+    with noting(lambda: f"in the optimizer, between 'after_backward' and 'batch_end' ({place_of(draft)})"):
+        params, optimizer_state, buffers = step.update(
+            draft["params"],
+            draft["buffers"],
+            draft["grads"],
+            draft["optimizer_state"],
+            draft["last_loss"],
+            again=lambda params, buffers: _gradients(step, draft, params, buffers),
+        )
+    draft.changes.update(params=params, optimizer_state=optimizer_state, buffers=buffers)
+
+
+def _measure(draft: Draft, y_hats: Any) -> Any:
+    running, measures_train = draft["measures"], draft["loop"].measures_train
+    if not measures_train or running["train"] == ():
+        return running
+    with noting(lambda: f"in the training scores ({place_of(draft)})"):
+        rows = measures.accumulate(measures_train, running["train"], first_output(y_hats), draft["batch"].y)
+    return {**running, "train": rows}
+
+
+def valid_batch(step: Step, ctx: Context, batch: Batch) -> Context:
+    """The boundary after ``batch_valid_end`` of one batch."""
+    loop = ctx.loop
+    if ctx.stage == "before_valid":
+        ctx = evolve(ctx, measures={**ctx.measures, "valid": measures.start(loop.measures_valid)})
+    ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
+    ctx = run_hooks_of("batch_valid_begin", ctx)
+    y_hats = evaluate(step, ctx, ctx.batch.x)
+    running = ctx.measures["valid"]
+    with noting(lambda: f"in the validation scores ({place_of(ctx)})"):
+        running = measures.accumulate(loop.measures_valid, running, first_output(y_hats), ctx.batch.y)
+    return boundary_after("batch_valid_end", evolve(ctx, y_hats=y_hats, measures={**ctx.measures, "valid": running}))
+
+
+def evaluate(step: Step, ctx: Context, x: Any) -> Any:
+    """Outputs of the network in evaluation mode; their randomness, if any, is a function of the place."""
+    seed = fold_in(fold_in(ctx.seed, "evaluation", ctx.epoch), "batch", ctx.step_valid)
+    with noting(lambda: f"in the network, in evaluation mode ({place_of(ctx)})"):
+        return step.evaluate(ctx.params, ctx.buffers, ctx.trainable, x, seed)
