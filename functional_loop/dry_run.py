@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -11,14 +10,14 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import checkpoint_file
 from .batch import Batch, BatchSource
 from .chosen_batches import GivenBatches
 from .context import Context
 from .errors import noting
+from .fake_values import Allocations, Ones
 from .loop import Loop, init
 from .plain import encode
 from .purity import object_of
@@ -95,7 +94,7 @@ def dry_run(loop: Loop, seed: int = 0, *, real_batch: bool = False) -> DryRun:
     train_batch, valid_batch = _first(loop.train, seed), None if loop.valid is None else _first(loop.valid, seed)
     stages: dict[str, Forms] = {}
     kept: dict[str, int] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _Allocations() as allocated, _Ones():  # type: ignore[no-untyped-call]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Allocations() as allocated, Ones():  # type: ignore[no-untyped-call]
         # Some states share their tensors with the parameters in the first epoch, and have their own in the second.
         batches = (_faked(train_batch, mode), None if valid_batch is None else _faked(valid_batch, mode))
         fake = _short(loop, *batches, epochs=2)
@@ -167,7 +166,7 @@ def _without_effects(callback: Callback) -> Callback:
     return Callback(callback.id, **named)
 
 
-def _look(stages: dict[str, Forms], allocated: _Allocations) -> Callback:
+def _look(stages: dict[str, Forms], allocated: Allocations) -> Callback:
     """A callback that notes the context of every stage, and the memory of a forward and backward pass."""
 
     def look(stage: str) -> Hook:
@@ -202,7 +201,7 @@ def _bytes(tree: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _memory(ctx: Context, batch: Batch, allocated: _Allocations) -> dict[str, int]:
+def _memory(ctx: Context, batch: Batch, allocated: Allocations) -> dict[str, int]:
     own = {id(tensor) for tensor in (*ctx.params.values(), *ctx.buffers.values())}
     slots = [leaf for _, leaf in leaves_with_paths(ctx.callbacks) if id(leaf) not in own]
     return {
@@ -245,63 +244,6 @@ def _for_real(loop: Loop, seed: int) -> dict[str, float]:
     end = train(ctx)
     scores = {f"valid.{id}": score for id, score in dict(end.last_scores_valid).items()}
     return {"loss": ctx.last_loss.item(), "seconds": seconds, **scores}
-
-
-class _Ones(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Values of fake tensors, where they are read: what is known, else 1 or False."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            known = getattr(args[0], "constant", None)
-            if known is not None:
-                return known.item()
-            # Most questions that code asks of its tensors are whether something is wrong with them.
-            return False if args[0].dtype is torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
-        return func(*args, **(kwargs or {}))
-
-
-class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the memory that tensors would have, and the most of it between `begin` and `end`."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._live: dict[int, int] = {}
-        self._now = self._before = self._most = 0
-        self.peak = self.most = 0
-
-    def begin(self) -> None:
-        self._before = self._most = self._now
-
-    def end(self) -> None:
-        self.peak = max(self.peak, self._most - self._before)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in _tensors(outputs):
-            self._count(tensor)
-        return outputs
-
-    def _count(self, tensor: Tensor) -> None:
-        if tensor.layout is not torch.strided:
-            return
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._live:
-            self._live[storage._cdata] = storage.nbytes()
-            self._now += storage.nbytes()
-            self._most = max(self._most, self._now)
-            self.most = max(self.most, self._now)
-            weakref.finalize(storage, self._free, storage._cdata)
-
-    def _free(self, storage: int) -> None:
-        self._now -= self._live.pop(storage, 0)
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, (list, tuple)):
-        for output in outputs:
-            yield from _tensors(output)
 
 
 def _lines(found: DryRun) -> Iterator[str]:

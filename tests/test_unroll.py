@@ -232,4 +232,4 @@ def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="truncate must be a positive integer or None, not 0"):
         fl.unroll(start(), three_batches(), truncate=0)
     with pytest.raises(ValueError, match="the loss takes the context of one run"):
-        fl.unroll(fl.stack([start(), start()]), three_batches())
+        fl.unroll(fl.stack([ctx := start(), ctx]), three_batches())
