@@ -57,7 +57,9 @@ class FunctionalNetwork:
         # Read back from the module and not from the clones: a network may assign a new tensor to a buffer.
         written: dict[str, Tensor] = dict(cloned)
         for container, key, name in reversed(self._buffers):
-            written[name] = container[key].detach()
+            buffer = container[key].detach()
+            # What it assigned may be a view of a parameter.
+            written[name] = buffer if container[key] is cloned[name] else buffer.clone()
         return outputs, written
 
     def _forward(self, x: Any) -> Any:

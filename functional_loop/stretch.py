@@ -127,9 +127,12 @@ class Stretch:
         running = place.measures
         if loop.measures_train and running["train"] != ():
             self._doing = "in the training scores"
-            y_hat = first_output(tree_detach(outputs))
+            # An output may be a view of a parameter.
+            y_hat = lend_tree(first_output(tree_detach(outputs)))
             rows = measures.accumulate(loop.measures_train, running["train"], y_hat, batch.y)
             running = {**running, "train": rows}
+        if loss._is_view() or loss.is_leaf:
+            loss = loss.clone()
         # The graph holds on to the parameters.
         del outputs
         self._doing = "in the optimizer, between 'after_backward' and 'batch_end'"

@@ -58,7 +58,7 @@ def loop_of(name: str, **more: Any) -> fl.Loop:
         "epochs": 3,
         "measures_train": [fl.measure("mse", F.mse_loss, minimize=True)],
     }
-    return fl.Loop(loss=F.mse_loss, optimizer=OPTIMIZERS[name](), **(arguments | more))
+    return fl.Loop(optimizer=OPTIMIZERS[name](), **({"loss": F.mse_loss} | arguments | more))
 
 
 def boundaries(ctx: fl.Context) -> list[fl.Context]:
@@ -106,6 +106,29 @@ def test_contexts_on_the_way_stay_what_they_were(name: str, parts: list[int]) ->
         assert fl.digest(ctx) == digest
     for ctx, digest in kept:
         assert fl.digest(fl.boundary(ctx, "epoch_end")) == digest
+
+
+class Intercept(nn.Module):
+    """Predicts its parameter, and remembers what it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(4))
+        self.register_buffer("before", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.before = self.value.detach()
+        return self.value.expand(len(x), 4)
+
+
+@pytest.mark.parametrize("name", ["fused AdamW", "AdamW", "SGD"])
+@pytest.mark.parametrize("loss", [F.mse_loss, lambda y_hat, y: y_hat[0, 0]])
+def test_outputs_buffers_and_losses_may_be_views_of_parameters(name: str, loss: Any) -> None:
+    start = fl.init(loop_of(name, network=Intercept, loss=loss))
+    ends = fl.train(start), boundaries(start)[-1]
+    assert fl.digest(ends[0]) == fl.digest(ends[1])
+    assert ends[0].last_scores_train == ends[1].last_scores_train
+    assert fl.train(start, steps=5).last_loss == next(c for c in fl.iterate(start) if c.global_step == 5).last_loss
 
 
 class Witness(nn.Module):
