@@ -57,13 +57,25 @@ class Seeding:
 
         That saves a tenth of a small network's step. Nobody else should draw from them between the calls.
         """
-        generators = torch_generators()
-        states = [generator.get_state() for generator in generators]
-        self._watch.look()
-        self._held = generators
+        run = object()
         try:
+            with generators_lock:
+                if not _runs:
+                    _before[:] = [(generator, generator.get_state()) for generator in torch_generators()]
+                _runs.add(run)
+            self._watch.look()
+            self._held = torch_generators()
             yield
         finally:
             self._held = ()
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
+            with generators_lock:
+                _runs.discard(run)
+                if not _runs:
+                    for generator, state in _before:
+                        generator.set_state(state)
+                    _before.clear()
+
+
+_runs: set[object] = set()
+"""Who holds the generators, in whatever thread: the last to let go puts them back as the first has found them."""
+_before: list[tuple[torch.Generator, torch.Tensor]] = []

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import attrs
 import pytest
 import torch
 from hypothesis import given
@@ -104,3 +105,58 @@ def test_workers_may_be_started_while_another_thread_draws_random_numbers():
         finally:
             done.set()
     drawing.result()
+
+
+@attrs.frozen(eq=False)
+class Meeting(fl.BatchSource):
+    """Batches that wait for others: before the batch of a number, until an event is set; and set one themselves."""
+
+    waits: dict[int, threading.Event]
+    sets: dict[int, threading.Event]
+
+    @property
+    def length(self):
+        return 3
+
+    def fetch(self, seed, epoch, start, state):
+        for step in range(start + 1, 4):
+            if step in self.sets:
+                self.sets[step].set()
+            if step in self.waits:
+                assert self.waits[step].wait(20)
+            yield fl.Batch(torch.ones(4, 3), torch.ones(4, 2)), ()
+
+    def fingerprint(self):
+        return {"kind": "meeting"}
+
+
+def test_overlapping_runs_leave_the_global_generator_as_the_first_of_them_found_it():
+    """The first run to start is the first to end, while the other is in the middle."""
+    first_runs, second_runs, first_is_over = threading.Event(), threading.Event(), threading.Event()
+
+    def network():
+        return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.5))
+
+    def loop(source):
+        optimizer = fl.optimizer(torch.optim.SGD, lr=0.1)
+        return fl.Loop(network, torch.nn.functional.mse_loss, optimizer, source, epochs=1)
+
+    def in_turn(source):
+        return fl.digest(fl.train(fl.init(loop(source), seed=1)))
+
+    def first():
+        ended = in_turn(Meeting({3: second_runs}, {1: first_runs}))
+        first_is_over.set()
+        return ended
+
+    def second():
+        assert first_runs.wait(20)
+        return in_turn(Meeting({3: first_is_over}, {2: second_runs}))
+
+    alone = in_turn(Meeting({}, {}))
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(first)
+        two = threads.submit(second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.result() == two.result() == alone
