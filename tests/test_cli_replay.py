@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import functional_loop as fl
 from functional_loop import checkpoint_file
 from functional_loop.cli import main
 
@@ -127,6 +128,7 @@ def test_inspect(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.weight  float32[8, 4]  128 B" in out
     assert "1.num_batches_tracked  int64[]  8 B = 15" in out
     assert "lr  0.01" in out
+    assert f"written by: functional_loop {fl.__version__}, torch {torch.__version__}" in out
 
 
 def test_bisect(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,12 +23,13 @@ def run(options: argparse.Namespace, command: str) -> int:
     """Print the place in the run, the scores, and a tree of names, shapes, dtypes and sizes."""
     console = make_console()
     file, state, metadata = read(options.file)
-    versions = ", ".join(f"{name} {version}" for name, version in metadata.get("versions", {}).items())
+    environment = metadata.get("environment", {})
+    versions = [f"{name} {environment[name]}" for name in ("functional_loop", "torch") if name in environment]
     lines = {
         "file": f"{file}, {size(file.stat().st_size)}, every bit verified",
         "place": f"{Place.of(state)}; seed {state['seed']}" + (", finished" if state["stage"] == "end" else ""),
         "scores": _scores(state) or "none",
-        "written by": versions or "unknown",
+        "written by": ", ".join(versions) or "unknown",
     }
     for name, line in lines.items():
         console.print(f"{name + ':':11} {line}", soft_wrap=True)
