@@ -54,9 +54,11 @@ def train():
 
 def thread():
     store, codes = fl.CheckpointStore(folder), []
+    # Long enough for the main thread to have its turn.
+    loop = full_loop(callbacks=[counter(), sending], epochs=1000)
     with fl.Signals() as signals:
         def work():
-            for ctx in fl.iterate(fl.resume(full_loop(callbacks=[counter(), sending]), folder)):
+            for ctx in fl.iterate(fl.resume(loop, folder)):
                 if signals.received:
                     store.save(ctx)
                     return
