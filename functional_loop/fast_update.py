@@ -22,9 +22,9 @@ Layout: TypeAlias = tuple[Any, ...]
 class FastUpdate:
     """The update of all groups by kernels, and by ``generic`` in a step in which only that will do.
 
-    The generic update takes the first step of every parameter, in which torch makes its slots, and everything
-    unusual: hyperparameters that are tensors, gradients that are sparse, or that have other strides than their
-    parameter.
+    The generic update takes the first step of a parameter whose slots torch makes of its gradient (the momentum of
+    SGD), and everything unusual: hyperparameters that are tensors, gradients that are sparse, or that a hook gave
+    other strides than their parameter has.
     """
 
     groups: Sequence[FastGroup]
