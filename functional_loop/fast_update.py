@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import is_
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-from .borrowed import Borrowed, Closure, State, Tensors, like
-from .kernels import KERNELS, Column, Columns, Group, Kernel, Move, shared
-
-Layout: TypeAlias = tuple[Any, ...]
+from .borrowed import Borrowed, Closure, State, Tensors
+from .buckets import Buckets
+from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, copied_counters
+from .layouts import Layout, fit, layout
+from .mover import Mover
 
 
 @attrs.define(eq=False)
@@ -58,15 +59,16 @@ class FastUpdate:
 class FastGroup:
     """One parameter group: the layout of every parameter by name, its flags, its kernel and the slots of that.
 
-    A column has one tensor per parameter: the parameters themselves, their gradients, or one of their slots. The
-    columns that the last step made are remembered, because tensors that come back need no look at their layouts.
+    What the last step made is remembered, because tensors that come back need no look at their layouts, and are in
+    columns already.
     """
 
     layouts: dict[str, Layout]
     flags: Group
     kernel: Kernel
     contiguous: bool = attrs.field(init=False)
-    _last: tuple[Sequence[str], Columns] = attrs.field(default=((), ()), init=False)
+    _last: tuple[Mover, Columns] | None = attrs.field(default=None, init=False)
+    _buckets: dict[tuple[tuple[str, ...], bool], Buckets] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         strides = [(stride, torch.empty(shape, device="meta").stride()) for _, shape, stride in self.layouts.values()]
@@ -82,17 +84,27 @@ class FastGroup:
             return None
         if (columns := self.columns(names, values, slots, params)) is None:
             return None
-        row, made = self.kernel.prepare(values, self.flags, columns, False)(own_grads)
-        for write in row:
+        mover, self._last = self._remembered(names, values, columns) or self.mover(names, values, columns), None
+        mover.renew()
+        for write in mover.row(own_grads):
             write()
-        self._last = names, made
+        made = mover.columns(apart=True)
+        self._last = mover, made
         return self.rows(names, values, slots, made)
 
-    def mover(self, values: Group, columns: Columns) -> Move:
-        """Moves columns that nobody else has, over and over."""
-        return self.kernel.prepare(values, self.flags, columns, True) if columns[0] else lambda grads: ((), columns)
+    def mover(self, names: list[str], values: Group, columns: Columns, joins: bool = True) -> Mover:
+        """What moves `columns` over and over; those in which somebody else has tensors, after it is renewed."""
+        keys = self.kernel.slots(values, self.flags)
+        columns = [copied_counters(column) if key == "step" else column for key, column in zip(("", *keys), columns)]
+        # Tensors side by side are moved by one step.
+        joins = joins and self.kernel.elementwise
+        joins = joins and all(isinstance(column, Shared) for key, column in zip(keys, columns[1:]) if key == "step")
+        if (key := (tuple(names), joins)) not in self._buckets:
+            layouts = [self.layouts[name] for name in names]
+            self._buckets[key] = Buckets(layouts) if joins else Buckets(layouts, most=0)
+        return Mover(self.kernel, self.flags, names, values, columns, self._buckets[key])
 
-    def fitted(self, grads: Column, params: Column) -> Column | None:
+    def fitted(self, names: Sequence[str], grads: Column) -> Column | None:
         """Gradients that autograd made, with the strides of their parameters; ``None`` if one is sparse.
 
         Autograd gives them their shapes and dtypes, and says nothing of strides, which kernels rely on.
@@ -100,7 +112,7 @@ class FastGroup:
         try:
             if self.contiguous:
                 return list(map(Tensor.contiguous, grads))
-            return [like(param, grad) for param, grad in zip(params, grads)]
+            return [fit(grad, self.layouts[name], name) for name, grad in zip(names, grads)]
         except RuntimeError:
             if any(grad.is_sparse for grad in grads):
                 return None
@@ -122,11 +134,7 @@ class FastGroup:
             ]
         except KeyError:
             return None
-        if self._made(names, columns):
-            return self._last[1]
-        if not self._all_fit(names, keys, columns):
-            return None
-        return [shared(column) if key == "step" else column for key, column in zip(("", *keys), columns)]
+        return columns if self._made(names, columns) or self._all_fit(names, keys, columns) else None
 
     def rows(self, names: list[str], values: Group, slots: State, columns: Columns) -> tuple[Tensors, State]:
         """Parameters and slots by name: the inverse of `columns`."""
@@ -137,12 +145,21 @@ class FastGroup:
         return dict(zip(names, params)), new_slots
 
     def release(self) -> None:
-        self._last = (), ()
+        self._last = None
+
+    def _remembered(self, names: list[str], values: Group, columns: Columns) -> Mover | None:
+        """What moves these columns, if the last step made them."""
+        if self._last is None or not self._made(names, columns):
+            return None
+        mover, _ = self._last
+        return mover if mover.has(values) else None
 
     def _made(self, names: list[str], columns: Columns) -> bool:
         """Whether these are the very tensors that the last step made."""
-        last_names, last = self._last
-        if names != last_names or len(columns) != len(last):
+        if self._last is None:
+            return False
+        mover, last = self._last
+        if mover.names != names or len(columns) != len(last):
             return False
         return all(map(is_, chain.from_iterable(columns), chain.from_iterable(last)))
 
@@ -156,7 +173,7 @@ class FastGroup:
     def _fit(self, names: list[str], column: Column) -> bool:
         """Whether all have the layouts of their parameters; fused kernels read memory without a look at shapes."""
         return all(
-            type(tensor) is Tensor and _layout(tensor) == self.layouts[name]
+            type(tensor) is Tensor and layout(tensor) == self.layouts[name]
             for name, tensor in zip(names, column, strict=True)
         )
 
@@ -186,7 +203,7 @@ def fast_update(
         [
             FastGroup(
                 # A clone has the layout that every later parameter has; the first one may be a view with gaps.
-                {name: _layout(params[name].detach().clone()) for name in members},
+                {name: layout(params[name].detach().clone()) for name in members},
                 group,
                 fused if group["fused"] else foreach,
             )
@@ -194,10 +211,6 @@ def fast_update(
         ],
         generic,
     )
-
-
-def _layout(tensor: Tensor) -> Layout:
-    return tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _are_usual(params: Column) -> bool:

@@ -17,21 +17,23 @@ Column: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Columns: TypeAlias = Sequence[Column]
 """The parameters, and their slots."""
 Write: TypeAlias = Callable[[], object]
-Move: TypeAlias = Callable[[Column], tuple[Sequence[Write], Columns]]
-"""From gradients: a row of calls that end the step, and the columns after it. Before the first of these calls nothing
-is written to that was there before, and all go directly into torch, so that no signal can come between them."""
+Move: TypeAlias = Callable[[Column], Sequence[Write]]
+"""From gradients: a row of calls that moves the columns in place. Before the first of these calls nothing is written
+to, and all go directly into torch, so that no signal can come between them."""
 
 
 class Kernel(NamedTuple):
     """The update of one parameter group."""
 
-    prepare: Callable[[Group, Group, Columns, bool], Move]
-    """From hyperparameters, flags, columns, and whether these may be written to: what moves them, once if they may not,
-    else over and over. Hyperparameters stay what they are."""
+    prepare: Callable[[Group, Group, Columns], Move]
+    """From hyperparameters, flags and columns: what moves these columns in place, over and over. Hyperparameters stay
+    what they are; tensors in the lists may be replaced by others of the same layouts."""
     slots: Callable[[Group, Group], tuple[str, ...]]
     """Names of the slots of a parameter."""
     fresh: Callable[[Tensor, Group], State] | None
     """The slots before the first step of a parameter; ``None`` where torch makes them of its gradient."""
+    elementwise: bool
+    """Whether it calls operators for every tensor of its columns, one after the other."""
 
 
 def _adam_slots(values: Group, flags: Group) -> tuple[str, ...]:
@@ -54,42 +56,48 @@ def _adam_fresh(param: Tensor, flags: Group) -> State:
 # On the CPU torch's foreach and single-tensor forms have the same bits, so that one kernel stands for both.
 
 
-def _adam_foreach(values: Group, flags: Group, columns: Columns, own: bool) -> Move:
+def _adam(values: Group, flags: Group, columns: Columns) -> Move:
     lr, (beta1, beta2), decay = values["lr"], values["betas"], values["weight_decay"]
     decoupled = flags["decoupled_weight_decay"]
     params, steps, means, squares, *maxima = columns
+    scales = _scratch(params)
+    kept, kept_square, eps = (_wrapped(number, params) for number in (1 - lr * decay, beta2, values["eps"]))
 
-    def move(grads: Column) -> tuple[Sequence[Write], Columns]:
-        nonlocal params, steps, means, squares, maxima
-        row: list[Write] = []
+    def move(grads: Column) -> list[Write]:
         if flags["maximize"]:
             grads = torch._foreach_neg(grads)
         if decay != 0 and not decoupled:
             grads = torch._foreach_add(grads, params, alpha=decay)
-        if not own:
-            params = torch._foreach_clone(params)
-        if decay != 0 and decoupled:
-            row.append(partial(torch._foreach_mul_, params, _wrapped(1 - lr * decay, params)))
-        steps = _counted(steps)
-        means = torch._foreach_lerp(means, grads, 1 - beta1)
-        squares = torch._foreach_mul(squares, _wrapped(beta2, squares))
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        maxima = [torch._foreach_maximum(old, squares) for old in maxima]
-        scales = torch._foreach_sqrt(maxima[0] if maxima else squares)
-        counts = _counts(steps)
-        corrections = {count: _wrapped((1 - beta2**count) ** 0.5, params) for count in set(counts)}
-        torch._foreach_div_(scales, [corrections[count] for count in counts])
-        torch._foreach_add_(scales, _wrapped(values["eps"], scales), alpha=1)
-        sizes = {count: -(lr / (1 - beta1**count)) for count in corrections}
-        row.append(partial(torch._foreach_addcdiv_, params, means, scales, [sizes[count] for count in counts]))
-        return row, (params, steps, means, squares, *maxima)
+        counters = steps[:1] if isinstance(steps, Shared) else steps
+        counts = [counter.item() + 1 for counter in counters]
+        corrections = [_wrapped((1 - beta2**count) ** 0.5, params) for count in counts]
+        sizes = [lr / (1 - beta1**count) for count in counts]
+        if isinstance(steps, Shared):
+            corrections, sizes = corrections * len(params), sizes * len(params)
+        row: list[Write] = [partial(counter.add_, _ONE) for counter in counters]
+        for i, (param, grad, mean, square, scale) in enumerate(zip(params, grads, means, squares, scales)):
+            if decay != 0 and decoupled:
+                row.append(partial(param.mul_, kept))
+            row += (
+                partial(mean.lerp_, grad, 1 - beta1),
+                partial(square.mul_, kept_square),
+                partial(square.addcmul_, grad, grad, value=1 - beta2),
+            )
+            for largest in maxima:
+                row.append(partial(torch.maximum, largest[i], square, out=largest[i]))
+                square = largest[i]
+            row += (
+                partial(torch.sqrt, square, out=scale),
+                partial(scale.div_, corrections[i]),
+                partial(scale.add_, eps),
+                partial(param.addcdiv_, mean, scale, value=-sizes[i]),
+            )
+        return row
 
     return move
 
 
-def _adam_fused(values: Group, flags: Group, columns: Columns, own: bool) -> Move:
-    # Counters may be shared with parameters that are not moved now.
-    columns = [column if own and i != 1 else _cloned(column) for i, column in enumerate(columns)]
+def _adam_fused(values: Group, flags: Group, columns: Columns) -> Move:
     params, steps, means, squares, *maxima = columns
     beta1, beta2 = values["betas"]
     grads: list[Tensor] = []
@@ -109,41 +117,41 @@ def _adam_fused(values: Group, flags: Group, columns: Columns, own: bool) -> Mov
         eps=values["eps"],
         maximize=flags["maximize"],
     )
-    counters = steps[:1] if isinstance(steps, _Shared) else steps
-    row: tuple[Write, ...] = (*(partial(counter.add_, 1) for counter in counters), step, grads.clear)
 
-    def move(new: Column) -> tuple[Sequence[Write], Columns]:
+    def move(new: Column) -> list[Write]:
         grads[:] = new
-        return row, columns
+        counters = steps[:1] if isinstance(steps, Shared) else steps
+        return [*(partial(counter.add_, _ONE) for counter in counters), step, grads.clear]
 
     return move
 
 
-def _sgd_foreach(values: Group, flags: Group, columns: Columns, own: bool) -> Move:
+def _sgd(values: Group, flags: Group, columns: Columns) -> Move:
+    lr, momentum, decay = values["lr"], values["momentum"], values["weight_decay"]
     params, *buffers = columns
+    sums = _scratch(params) if flags["nesterov"] else params
+    kept = _wrapped(momentum, params)
 
-    def move(grads: Column) -> tuple[Sequence[Write], Columns]:
-        nonlocal params, buffers
+    def move(grads: Column) -> list[Write]:
         if flags["maximize"]:
             grads = torch._foreach_neg(grads)
-        if values["weight_decay"] != 0:
-            grads = torch._foreach_add(grads, params, alpha=values["weight_decay"])
-        for old in buffers:
-            momentum = values["momentum"]
-            new = torch._foreach_mul(old, _wrapped(momentum, old))
-            torch._foreach_add_(new, grads, alpha=1 - values["dampening"])
-            buffers = [new]
-            grads = torch._foreach_add(grads, new, alpha=momentum) if flags["nesterov"] else new
-        if not own:
-            return (), (torch._foreach_add(params, grads, alpha=-values["lr"]), *buffers)
-        return [partial(torch._foreach_add_, params, grads, alpha=-values["lr"])], (params, *buffers)
+        if decay != 0:
+            grads = torch._foreach_add(grads, params, alpha=decay)
+        row: list[Write] = []
+        for i, (param, grad, total) in enumerate(zip(params, grads, sums)):
+            for column in buffers:
+                buffer = column[i]
+                row += (partial(buffer.mul_, kept), partial(buffer.add_, grad, alpha=1 - values["dampening"]))
+                if flags["nesterov"]:
+                    row.append(partial(torch.add, grad, buffer, alpha=momentum, out=total))
+                grad = total if flags["nesterov"] else buffer
+            row.append(partial(param.add_, grad, alpha=-lr))
+        return row
 
     return move
 
 
-def _sgd_fused(values: Group, flags: Group, columns: Columns, own: bool) -> Move:
-    if not own:
-        columns = [_cloned(column) for column in columns]
+def _sgd_fused(values: Group, flags: Group, columns: Columns) -> Move:
     params, *buffers = columns
     grads: list[Tensor] = []
     step = partial(
@@ -159,50 +167,43 @@ def _sgd_fused(values: Group, flags: Group, columns: Columns, own: bool) -> Move
         maximize=flags["maximize"],
         is_first_step=False,
     )
+    row: list[Write] = [step, grads.clear]
 
-    def move(new: Column) -> tuple[Sequence[Write], Columns]:
+    def move(new: Column) -> list[Write]:
         grads[:] = new
-        return (step, grads.clear), columns
+        return row
 
     return move
 
 
-class _Shared(tuple[Tensor, ...]):
+class Shared(tuple[Tensor, ...]):
     """A column that is one tensor over and over."""
 
 
-def shared(steps: Column) -> Column:
-    """One counter for all parameters, where they have made the same number of steps."""
-    return _Shared(steps[:1] * len(steps)) if len({step.item() for step in steps}) == 1 else steps
+def copied_counters(steps: Column) -> Column:
+    """Copies of counters: one for all parameters, where they have made the same number of steps."""
+    if isinstance(steps, Shared) or len({step.item() for step in steps}) == 1:
+        return Shared((steps[0].clone(),) * len(steps))
+    return torch._foreach_clone(steps)
 
 
-def _cloned(column: Column) -> Column:
-    if isinstance(column, _Shared):
-        return _Shared((column[0].clone(),) * len(column))
-    return torch._foreach_clone(column)
-
-
-def _counted(steps: Column) -> Column:
-    if isinstance(steps, _Shared):
-        return _Shared((steps[0] + 1,) * len(steps))
-    return torch._foreach_add(steps, _ONE, alpha=1)
-
-
-def _counts(steps: Column) -> list[float]:
-    return [steps[0].item()] * len(steps) if isinstance(steps, _Shared) else [step.item() for step in steps]
+def _scratch(column: Column) -> list[Tensor]:
+    """Tensors like those of the column, all in the same memory."""
+    memory = torch.empty(max(tensor.numel() for tensor in column), dtype=column[0].dtype, device="cpu")
+    return [memory.as_strided(tensor.shape, tensor.stride()) for tensor in column]
 
 
 def _wrapped(number: float, column: Column) -> Tensor:
-    # A foreach operator on the CPU makes a tensor of a number anew for every tensor of the column, which costs more
-    # than the arithmetic of a small one.
+    # Of a number torch makes a tensor at every call, which costs more than the arithmetic of a small one.
     return torch.scalar_tensor(number, dtype=column[0].dtype, device="cpu")
 
 
 _ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
-_ADAM = Kernel(_adam_foreach, _adam_slots, _adam_fresh), Kernel(_adam_fused, _adam_slots, _adam_fresh)
+_ADAM = Kernel(_adam, _adam_slots, _adam_fresh, True), Kernel(_adam_fused, _adam_slots, _adam_fresh, False)
+_SGD = Kernel(_sgd, _sgd_slots, None, True), Kernel(_sgd_fused, _sgd_slots, None, False)
 KERNELS: dict[type[torch.optim.Optimizer], tuple[Kernel, Kernel]] = {
     torch.optim.Adam: _ADAM,
     torch.optim.AdamW: _ADAM,
-    torch.optim.SGD: (Kernel(_sgd_foreach, _sgd_slots, None), Kernel(_sgd_fused, _sgd_slots, None)),
+    torch.optim.SGD: _SGD,
 }
 """By optimizer class: the kernels of the foreach and single-tensor forms, and of the fused one."""

@@ -15,8 +15,9 @@ from . import measures
 from .batch import Batch, to_device
 from .context import Context, after, first_output
 from .fast_update import FastUpdate
-from .kernels import Column, Columns, Move, Write
+from .kernels import Column, Write
 from .lending import lend, lend_tree
+from .mover import Mover
 from .network import tree_detach
 from .record import evolve
 from .rng import fold_in
@@ -32,13 +33,11 @@ class _Place(NamedTuple):
     """What changes from batch to batch; the tensors are nobody else's."""
 
     params: Tensors
-    """Parameters that are in no column."""
+    """Parameters that no mover has."""
     slots: dict[str, Any]
-    """Slots of the parameters that are in no column."""
-    names: list[list[str]]
-    """By parameter group: whose tensors are in its columns; ``[]`` where nothing is in columns."""
-    columns: list[Columns]
-    """By parameter group: what the kernels move, see `FastGroup`."""
+    """Slots that no mover has."""
+    movers: list[Mover]
+    """By parameter group: what moves the others; none where kernels will not do."""
     buffers: Tensors
     loss: Any
     measures: Any
@@ -62,15 +61,15 @@ class Stretch:
         # What is lent is copied when it is written to, if the lender or anybody else still has it.
         params = {name: lend(p) if name in ctx.trainable else p for name, p in ctx.params.items()}
         slots = lend_tree(ctx.optimizer_state["slots"])
-        self._place = [_Place(params, slots, [], [], ctx.buffers, ctx.last_loss, ctx.measures, ctx.data, 0)]
+        self._place = [_Place(params, slots, [], ctx.buffers, ctx.last_loss, ctx.measures, ctx.data, 0)]
         self._start = evolve(ctx, params={}, buffers={}, optimizer_state={}, last_loss=(), measures={}, data=())
         self._order = list(params)
         self._doing = ""
         self._leaves: Tensors = {}
         self._wanted: tuple[Tensor, ...] = ()
         self._missing: list[int] = []
+        self._joins = False
         self._positions: list[list[int] | None] = []
-        self._moves: list[Move] = []
 
     @staticmethod
     def can_train(step: Step, ctx: Context) -> bool:
@@ -105,7 +104,7 @@ class Stretch:
 
     def context(self) -> Context:
         """The boundary after the last batch that was done."""
-        place, params, slots = self._place[0], *self._merged()
+        place, params, slots = self._place[0], *self._merged(apart=True)
         start, done = self._start, place.batches
         changes = {
             "params": params,
@@ -158,53 +157,57 @@ class Stretch:
         with self._updater.no_grad:
             place = self._place[0]
             missing = [i for i, grad in enumerate(grads) if grad is None]
-            if not place.names or missing != self._missing:
-                place = self._arranged(missing)
+            # To put tensors together is no gain for a single step.
+            joins = place.batches > 0
+            if not place.movers or missing != self._missing or joins != self._joins:
+                place = self._arranged(missing, joins)
             fitted = self._fitted(place, grads)
             if fitted is not None:
                 row: list[Write] = []
-                moved: list[Columns] = []
-                for move, own in zip(self._moves, fitted):
-                    writes, columns = move(own)
-                    row += writes
-                    moved.append(columns)
-                there = _Place(place.params, place.slots, place.names, moved, *done)
+                for mover, own in zip(place.movers, fitted):
+                    row += mover.row(own)
+                there = _Place(place.params, place.slots, place.movers, *done)
                 row.append(partial(setitem, self._place, 0, there))
                 deque(map(_call, row), maxlen=0)
         if fitted is None:
             self._update_generically(grads, *done)
 
-    def _arranged(self, missing: list[int]) -> _Place:
-        """The same place, with what has a gradient in columns, if kernels can move all of it."""
+    def _arranged(self, missing: list[int], joins: bool) -> _Place:
+        """The same place, with movers for what has a gradient, if kernels can move all of it."""
         params, slots = self._merged()
         groups = list(zip(self._updater.groups, self._values))
         absent = {self._trainable[i] for i in missing}
         positions = {name: i for i, name in enumerate(self._trainable) if name not in absent}
         names = [[name for name in group.layouts if name in positions] for group, _ in groups]
-        columns: list[Any] = [group.columns(own, values, slots, params) for (group, values), own in zip(groups, names)]
-        if any(each is None for each in columns):
-            names, columns = [], []
-        # Whoever keeps a tensor here too would keep the memory of what it was.
+        movers = []
         for (group, values), own in zip(groups, names):
+            columns = group.columns(own, values, slots, params)
+            if columns is None:
+                movers = []
+                break
+            movers.append(group.mover(own, values, columns, joins))
+        # Whoever keeps a tensor here too would keep the memory of what it was.
+        for (group, values), mover in zip(groups, movers):
             keys = group.kernel.slots(values, group.flags)
-            for name in own:
+            for name in mover.names:
                 del params[name]
                 if name in slots and keys:
                     slots[name] = {key: value for key, value in slots[name].items() if key not in keys}
-        self._missing = missing
+        self._missing, self._joins = missing, joins
         indices = [[positions[name] for name in own] for own in names]
         everything = list(range(len(self._trainable)))
         self._positions = [None if own == everything else own for own in indices]
-        self._moves = [group.mover(values, own) for (group, values), own in zip(groups, columns)]
-        return self._place[0]._replace(params=params, slots=slots, names=names, columns=columns)
+        # The network is to see what the movers move.
+        self._leaves = {}
+        return self._place[0]._replace(params=params, slots=slots, movers=movers)
 
     def _fitted(self, place: _Place, grads: Any) -> list[Column] | None:
         """By group, gradients as kernels need them; ``None`` where kernels will not do."""
-        if not place.names:
+        if not place.movers:
             return None
         found: list[Column] = []
-        for group, positions, columns in zip(self._updater.groups, self._positions, place.columns):
-            own = group.fitted(grads if positions is None else [grads[i] for i in positions], columns[0])
+        for group, mover, positions in zip(self._updater.groups, place.movers, self._positions):
+            own = group.fitted(mover.names, grads if positions is None else [grads[i] for i in positions])
             if own is None:
                 return None
             found.append(own)
@@ -214,15 +217,15 @@ class Stretch:
         params, slots = self._merged()
         found = {name: grad for name, grad in zip(self._trainable, grads) if grad is not None}
         params, state = self._updater.generic(found, {"groups": self._values, "slots": slots}, params)
-        self._place[0] = _Place(params, state["slots"], [], [], *done)
+        self._place[0] = _Place(params, state["slots"], [], *done)
         self._leaves = {}
 
-    def _merged(self) -> tuple[Tensors, dict[str, Any]]:
-        """All parameters, and the slots of all that have any, by name."""
+    def _merged(self, apart: bool = False) -> tuple[Tensors, dict[str, Any]]:
+        """All parameters, and the slots of all that have any, by name; each with its own memory if ``apart``."""
         place = self._place[0]
         params, slots = dict(place.params), dict(place.slots)
-        for group, values, names, columns in zip(self._updater.groups, self._values, place.names, place.columns):
-            moved, made = group.rows(names, values, slots, columns)
+        for group, values, mover in zip(self._updater.groups, self._values, place.movers):
+            moved, made = group.rows(mover.names, values, slots, mover.columns(apart))
             params |= moved
             slots |= made
         return {name: params[name] for name in self._order}, slots
