@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import measures
@@ -22,20 +23,27 @@ def boundary_after(stage: str, ctx: Context) -> Context:
 
 def run_hooks_of(stage: str, ctx: Context) -> Context:
     hooks = ctx.loop.hooks[stage]
-    if hooks:
-        ctx = evolve(ctx, running=stage)
+    return run_hooks(stage, hooks, evolve(ctx, running=stage)) if hooks else ctx
+
+
+def run_hooks(stage: str, hooks: Iterable[tuple[str, Hook]], ctx: Context) -> Context:
+    """What the hooks make of ``ctx``, one after the other; their errors say which hook of which callback it was."""
     for id, hook in hooks:
-        ctx = run_hook(stage, id, hook, ctx)
+        try:
+            result = hook(ctx)
+            if not isinstance(result, Context):
+                raise TypeError(
+                    f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}"
+                )
+        except BaseException as error:
+            error.add_note(f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})")
+            raise
+        ctx = result
     return ctx
 
 
 def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
-    """What ``hook`` makes of ``ctx``; its errors say which hook of which callback it was."""
-    with noting(lambda: f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})"):
-        result = hook(ctx)
-        if not isinstance(result, Context):
-            raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
-    return result
+    return run_hooks(stage, [(id, hook)], ctx)
 
 
 def place_of(at: Context | Draft, step: int = 0, step_valid: int = 0) -> str:
@@ -149,9 +157,9 @@ class Draft:
 
     def run_hooks(self, stage: str) -> bool:
         """Run the hooks of ``stage`` on the context as it is now; whether there are any."""
-        if not self._ctx.loop.hooks[stage]:
+        if not (hooks := self._ctx.loop.hooks[stage]):
             return False
-        self._ctx = run_hooks_of(stage, self.context())
+        self._ctx = run_hooks(stage, hooks, evolve(self._ctx, **self.changes, running=stage))
         self.changes = {}
         return True
 

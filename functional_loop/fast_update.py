@@ -67,7 +67,7 @@ class FastGroup:
     flags: Group
     kernel: Kernel
     contiguous: bool = attrs.field(init=False)
-    _last: tuple[Mover, Columns] | None = attrs.field(default=None, init=False)
+    _last: tuple[Mover, list[Tensor]] | None = attrs.field(default=None, init=False)
     _buckets: dict[tuple[tuple[str, ...], bool], Buckets] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -82,15 +82,17 @@ class FastGroup:
         own_grads = [grads[name] for name in names]
         if not self._fit(names, own_grads):
             return None
-        if (columns := self.columns(names, values, slots, params)) is None:
-            return None
-        mover, self._last = self._remembered(names, values, columns) or self.mover(names, values, columns), None
+        if (mover := self._remembered(names, values, slots, params)) is None:
+            if (columns := self.columns(names, values, slots, params)) is None:
+                return None
+            mover = self.mover(names, values, columns)
+        self._last = None
         mover.renew()
         for write in mover.row(own_grads):
             write()
-        made = mover.columns(apart=True)
-        self._last = mover, made
-        return self.rows(names, values, slots, made)
+        made = self.rows(names, values, slots, mover.columns(apart=True))
+        self._last = mover, list(_tensors(names, *made))
+        return made
 
     def mover(self, names: list[str], values: Group, columns: Columns, joins: bool = True) -> Mover:
         """What moves `columns` over and over; those in which somebody else has tensors, after it is renewed."""
@@ -134,34 +136,30 @@ class FastGroup:
             ]
         except KeyError:
             return None
-        return columns if self._made(names, columns) or self._all_fit(names, keys, columns) else None
+        return columns if self._all_fit(names, keys, columns) else None
 
     def rows(self, names: list[str], values: Group, slots: State, columns: Columns) -> tuple[Tensors, State]:
         """Parameters and slots by name: the inverse of `columns`."""
         params, *own_slots = columns
         keys = self.kernel.slots(values, self.flags)
         # There are no rows where the kernel has no slots.
-        new_slots = {name: slots.get(name, {}) | dict(zip(keys, row)) for name, row in zip(names, zip(*own_slots))}
+        new_slots = {name: dict(zip(keys, row)) for name, row in zip(names, zip(*own_slots))}
+        if any(len(slots[name]) != len(keys) for name in new_slots if name in slots):
+            new_slots = {name: slots.get(name, {}) | row for name, row in new_slots.items()}
         return dict(zip(names, params)), new_slots
 
     def release(self) -> None:
         self._last = None
 
-    def _remembered(self, names: list[str], values: Group, columns: Columns) -> Mover | None:
-        """What moves these columns, if the last step made them."""
-        if self._last is None or not self._made(names, columns):
-            return None
-        mover, _ = self._last
-        return mover if mover.has(values) else None
-
-    def _made(self, names: list[str], columns: Columns) -> bool:
-        """Whether these are the very tensors that the last step made."""
+    def _remembered(self, names: list[str], values: Group, slots: State, params: Tensors) -> Mover | None:
+        """What moves these tensors, if they are the very ones that the last step made."""
         if self._last is None:
-            return False
+            return None
         mover, last = self._last
-        if mover.names != names or len(columns) != len(last):
-            return False
-        return all(map(is_, chain.from_iterable(columns), chain.from_iterable(last)))
+        if mover.names != names or not mover.has(values):
+            return None
+        tensors = list(_tensors(names, params, slots))
+        return mover if len(tensors) == len(last) and all(map(is_, tensors, last)) else None
 
     def _all_fit(self, names: list[str], keys: tuple[str, ...], columns: Columns) -> bool:
         params, *slots = columns
@@ -211,6 +209,10 @@ def fast_update(
         ],
         generic,
     )
+
+
+def _tensors(names: Sequence[str], params: Tensors, slots: State) -> Iterable[Tensor]:
+    return chain(map(params.__getitem__, names), *(slots[name].values() for name in names if name in slots))
 
 
 def _are_usual(params: Column) -> bool:
