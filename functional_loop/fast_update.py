@@ -14,7 +14,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from .borrowed import Borrowed, Closure, State, Tensors
 from .buckets import Buckets
-from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, copied_counters
+from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, Write, copied_counters
 from .layouts import Layout, fit, layout
 from .mover import Mover
 
@@ -106,15 +106,17 @@ class FastGroup:
             self._buckets[key] = Buckets(layouts) if joins else Buckets(layouts, most=0)
         return Mover(self.kernel, self.flags, names, values, columns, self._buckets[key])
 
-    def fitted(self, names: Sequence[str], grads: Column) -> Column | None:
-        """Gradients that autograd made, with the strides of their parameters; ``None`` if one is sparse.
+    def row(self, mover: Mover, grads: Column) -> Sequence[Write] | None:
+        """A step of ``mover`` with gradients that autograd made; ``None`` if one is sparse.
 
         Autograd gives them their shapes and dtypes, and says nothing of strides, which kernels rely on.
         """
         try:
+            if mover.copies_all:
+                return mover.row(grads)
             if self.contiguous:
-                return list(map(Tensor.contiguous, grads))
-            return [fit(grad, self.layouts[name], name) for name, grad in zip(names, grads)]
+                return mover.row(list(map(Tensor.contiguous, grads)))
+            return mover.row([fit(grad, self.layouts[name], name) for name, grad in zip(mover.names, grads)])
         except RuntimeError:
             if any(grad.is_sparse for grad in grads):
                 return None

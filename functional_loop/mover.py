@@ -32,6 +32,8 @@ class Mover:
         self._joined = [_replaceable(buckets.join(column)) for column in columns]
         self._columns = [_replaceable(buckets.split(joined)) for joined in self._joined]
         alone = set(buckets.alone.values())
+        self.copies_all = not alone
+        """Whether it makes no use of the memory of gradients."""
         self._inside = [i for i in range(len(names)) if i not in alone]
         self._move = kernel.prepare(values, flags, self._joined) if names else None
 
@@ -64,7 +66,7 @@ class Mover:
     def renew(self) -> None:
         """Go on with copies of the tensors that somebody else may have."""
         for joined, column in zip(self._joined, self._columns):
-            if not isinstance(joined, Shared):
+            if isinstance(joined, list) and isinstance(column, list):
                 for i, member in self._buckets.alone.items():
                     joined[i] = column[member] = joined[i].clone()
 

@@ -15,7 +15,7 @@ from . import measures
 from .batch import Batch, to_device
 from .context import Context, after, first_output
 from .fast_update import FastUpdate
-from .kernels import Column, Write
+from .kernels import Write
 from .lending import lend, lend_tree
 from .mover import Mover
 from .network import tree_detach
@@ -161,15 +161,11 @@ class Stretch:
             joins = place.batches > 0
             if not place.movers or missing != self._missing or joins != self._joins:
                 place = self._arranged(missing, joins)
-            fitted = self._fitted(place, grads)
-            if fitted is not None:
-                row: list[Write] = []
-                for mover, own in zip(place.movers, fitted):
-                    row += mover.row(own)
+            row = self._row(place, grads)
+            if row is not None:
                 there = _Place(place.params, place.slots, place.movers, *done)
-                row.append(partial(setitem, self._place, 0, there))
-                deque(map(_call, row), maxlen=0)
-        if fitted is None:
+                deque(map(_call, [*row, partial(setitem, self._place, 0, there)]), maxlen=0)
+        if row is None:
             self._update_generically(grads, *done)
 
     def _arranged(self, missing: list[int], joins: bool) -> _Place:
@@ -179,7 +175,7 @@ class Stretch:
         absent = {self._trainable[i] for i in missing}
         positions = {name: i for i, name in enumerate(self._trainable) if name not in absent}
         names = [[name for name in group.layouts if name in positions] for group, _ in groups]
-        movers = []
+        movers: list[Mover] = []
         for (group, values), own in zip(groups, names):
             columns = group.columns(own, values, slots, params)
             if columns is None:
@@ -201,17 +197,17 @@ class Stretch:
         self._leaves = {}
         return self._place[0]._replace(params=params, slots=slots, movers=movers)
 
-    def _fitted(self, place: _Place, grads: Any) -> list[Column] | None:
-        """By group, gradients as kernels need them; ``None`` where kernels will not do."""
+    def _row(self, place: _Place, grads: Any) -> list[Write] | None:
+        """Calls that move all, ``None`` where kernels will not do."""
         if not place.movers:
             return None
-        found: list[Column] = []
+        row: list[Write] = []
         for group, mover, positions in zip(self._updater.groups, place.movers, self._positions):
-            own = group.fitted(mover.names, grads if positions is None else [grads[i] for i in positions])
+            own = group.row(mover, grads if positions is None else [grads[i] for i in positions])
             if own is None:
                 return None
-            found.append(own)
-        return found
+            row += own
+        return row
 
     def _update_generically(self, grads: Sequence[Tensor | None], *done: Any) -> None:
         params, slots = self._merged()
