@@ -61,6 +61,15 @@ class Made(NamedTuple):
     counters: Sequence[Any] = ()
 
 
+class Ran(NamedTuple):
+    """A step that was one graph, and what came out of it."""
+
+    case: Case
+    plan: Plan
+    compiled: Compiled
+    made: list[Tensor]
+
+
 class CompiledStep(Step):
     """A `Step` whose gradients and update are compiled: once for every shape of batch, set of trainable parameters and
     structure of the optimizer's state.
@@ -95,24 +104,68 @@ class CompiledStep(Step):
     ) -> tuple[Gradients, State]:
         """`gradients` and `update` in one, for a loop whose steps are made ``at_once``: with the new parameters, and
         with gradients only where a hook can see them."""
+        ran = self.run(params, buffers, trainable, batch, optimizer_state, seed, probe)
+        if ran is None:
+            found = super().gradients(params, buffers, trainable, batch, seed, probe)
+            params, optimizer_state = self.updater(found.grads, optimizer_state, found.params)
+            return found._replace(params=params), optimizer_state
+        params, buffers, optimizer_state, rest = self.after(ran, params, optimizer_state)
+        grads = dict(zip(ran.case.with_grads, rest[1:])) if self._shows_grads else {}
+        return Gradients(rest[0], ran.compiled.graph.tree(ran.made), params, buffers, grads), optimizer_state
+
+    def run(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        trainable: tuple[str, ...],
+        batch: Batch,
+        optimizer_state: State,
+        seed: int,
+        probe: bool,
+    ) -> Ran | None:
+        """A step as one graph, or ``None`` where there can't be one."""
         assert self._formulas is not None
         case, leaves = self._case(params, buffers, trainable, batch, seed, probe)
         plan = self._plan(case.with_grads, optimizer_state)
         columns = self._columns(plan, optimizer_state)
         inputs = (self._tensors(params, buffers), columns, leaves, self._formulas.fill(plan, optimizer_state))
         compiled = self._graph((case, plan), self._whole_graph, inputs, case, plan)
-        if compiled is None:
-            found = super().gradients(params, buffers, trainable, batch, seed, probe)
-            params, optimizer_state = self.updater(found.grads, optimizer_state, found.params)
-            return found._replace(params=params), optimizer_state
-        made = self._call(compiled, inputs, seed)
-        n = len(compiled.params)
+        return None if compiled is None else Ran(case, plan, compiled, self._call(compiled, inputs, seed))
+
+    def run_on(self, ran: Ran, batch: Batch, optimizer_state: State, seed: int) -> Ran | None:
+        """The step after ``ran`` by the same graph, into which goes what came out of it.
+
+        ``None`` if the batch needs another graph, or if not all that the graph takes has come out of it.
+
+        Args:
+            optimizer_state: that before ``ran`` or an earlier step, for its hyperparameters.
+        """
+        assert self._formulas is not None
+        case, plan, compiled, made = ran
+        tree: Any = (batch.x, batch.y)
+        leaves, structure = optree.tree_flatten(tree)
+        if [layout(leaf) for leaf in leaves] != case.layouts or structure != case.structure:
+            return None
+        if compiled.params != self._names:
+            return None
+        n = len(compiled.owners)
+        counters = made[n : n + len(plan.heads) * self._formulas.counts]
+        inputs = (made[:n], leaves, self._formulas.fill_after(plan, optimizer_state, counters))
+        return Ran(case, plan, compiled, self._call(compiled, inputs, seed))
+
+    def after(self, ran: Ran, params: Tensors, state: State) -> tuple[Tensors, Tensors, State, Column]:
+        """Parameters, buffers and the optimizer's state after a step, and what else came out of it: first the loss."""
+        n = len(ran.compiled.params)
         m = n + len(self._buffer_names)
-        params = {**params, **dict(zip(compiled.params, made))}
-        buffers = dict(zip(self._buffer_names, made[n:m]))
-        optimizer_state, rest = self._new_state(plan, params, buffers, optimizer_state, made[m:])
-        grads = dict(zip(case.with_grads, rest[1:])) if self._shows_grads else {}
-        return Gradients(rest[0], compiled.graph.tree(made), params, buffers, grads), optimizer_state
+        params = {**params, **dict(zip(ran.compiled.params, ran.made))}
+        buffers = dict(zip(self._buffer_names, ran.made[n:m]))
+        state, rest = self._new_state(ran.plan, params, buffers, state, ran.made[m:])
+        return params, buffers, state, rest
+
+    def loss_and_outputs(self, ran: Ran) -> tuple[Tensor, Any]:
+        assert self._formulas is not None
+        loss = ran.made[len(ran.compiled.owners) + len(ran.plan.heads) * self._formulas.counts]
+        return loss, ran.compiled.graph.tree(ran.made)
 
     def gradients(
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool

@@ -117,7 +117,18 @@ class Formulas:
 
     def fill(self, plan: Plan, state: State) -> list[Tensor]:
         """The numbers of this step: a list of one tensor, which is written to in the next step."""
-        plan.buffer[:] = array(plan.buffer.typecode, self._numbers(plan.heads, state))
+        return self._filled(plan, self._numbers(plan.heads, state))
+
+    def fill_after(self, plan: Plan, state: State, counters: Sequence[Tensor]) -> list[Tensor]:
+        """The numbers of a step that follows one of the same plan, which made ``counters``."""
+        counts = [int(counter.item()) for counter in counters] or [1] * len(plan.heads)
+        numbers: Numbers = []
+        for (group, _), count in zip(plan.heads, counts):
+            numbers += self._row(group, state, count)
+        return self._filled(plan, numbers)
+
+    def _filled(self, plan: Plan, numbers: Numbers) -> list[Tensor]:
+        plan.buffer[:] = array(plan.buffer.typecode, numbers)
         return [plan.numbers]
 
     def move(
@@ -150,10 +161,11 @@ class Formulas:
     def _numbers(self, heads: Iterable[tuple[int, str]], state: State) -> Numbers:
         made: Numbers = []
         for group, name in heads:
-            count = self._count(name, state)
-            made.append(count)
-            made += self._formula.numbers(state["groups"][group], self._flags[group], count + 1)
+            made += self._row(group, state, self._count(name, state))
         return made
+
+    def _row(self, group: int, state: State, count: int) -> Numbers:
+        return [count, *self._formula.numbers(state["groups"][group], self._flags[group], count + 1)]
 
     def _count(self, name: str, state: State) -> int:
         slot = state["slots"].get(name)

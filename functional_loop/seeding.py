@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -57,7 +58,7 @@ class Seeding:
 
         That saves a tenth of a small network's step. Nobody else should draw from them between the calls.
         """
-        run = object()
+        run = _Run()
         try:
             with generators_lock:
                 if not _runs:
@@ -76,6 +77,11 @@ class Seeding:
                     _before.clear()
 
 
-_runs: set[object] = set()
-"""Who holds the generators, in whatever thread: the last to let go puts them back as the first has found them."""
+class _Run:
+    """One that holds the generators."""
+
+
+_runs: WeakSet[_Run] = WeakSet()
+"""Who holds the generators, in whatever thread: the last to let go puts them back as the first has found them. One that
+an interrupt kept from letting go is gone with its frame."""
 _before: list[tuple[torch.Generator, torch.Tensor]] = []

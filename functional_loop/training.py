@@ -13,9 +13,9 @@ from .context import Context, check_boundary
 from .donation import give_back, take
 from .ensemble_training import iterate_members, train_members
 from .errors import attach_context
+from .in_place import InPlaceStretch
 from .leaving import run_exit, run_resume
 from .step import Step
-from .stretch import Stretch
 from .walk import Walk
 
 
@@ -122,11 +122,11 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
 
 def _train_and_use_up(step: Step, ctx: Context, batch: Batch, last: bool) -> Context:
     data = ctx.data
-    if not Stretch.can_train(step, ctx):
+    if not InPlaceStretch.can_train(step, ctx):
         done = train_batch(step, ctx, batch, data, last, probe=True)
         take(ctx)
         return done
-    stretch = Stretch(step, take(ctx))
+    stretch = InPlaceStretch(step, take(ctx))
     try:
         stretch.run(iter([((batch, data), last)]), math.inf)
     except BaseException:

@@ -7,9 +7,13 @@ from typing import TypeVar
 
 from . import measures
 from .batch_stages import boundary_after, place_of, train_batch, valid_batch
+from .compiled import CompiledStep
+from .compiled_stretch import CompiledStretch
 from .context import Context
 from .errors import noting
+from .in_place import InPlaceStretch
 from .record import evolve
+from .step import Step
 from .stretch import Item, Stretch
 
 T = TypeVar("T")
@@ -85,8 +89,8 @@ class Walk:
             items = _mark_last(batches)
         else:
             items = ((item, i == source.length) for i, item in enumerate(batches, self.ctx.step + 1))
-        if self._stop is not None and Stretch.can_train(self._step, self.ctx):
-            yield self._train_stretch(items, self._stop)
+        if self._stop is not None and (stretch := _stretch_from(self._step, self._ctx)) is not None:
+            yield self._train_stretch(stretch, items, self._stop)
         else:
             went_back = yield from self._train_each(items)
             if went_back:
@@ -98,12 +102,12 @@ class Walk:
         if self.ctx.step == 0:
             raise ValueError(f"the training data gave no batch in epoch {epoch}")
 
-    def _train_stretch(self, items: Iterator[Item], stop: float) -> bool:
-        self._stretch = Stretch(self._step, self._ctx)
+    def _train_stretch(self, stretch: Stretch, items: Iterator[Item], stop: float) -> bool:
+        self._stretch = stretch
         # From here on the stretch has the state, and nobody else.
         del self._ctx
-        self._stretch.run(items, stop)
-        self._ctx = self._stretch.context()
+        stretch.run(items, stop)
+        self._ctx = stretch.context()
         self._stretch = None
         return True
 
@@ -129,6 +133,14 @@ class Walk:
         while (item := _next(batches, lambda: f"validation data ({place_of(self.ctx, step_valid=1)})")) is not None:
             self._ctx = valid_batch(self._step, self.ctx, item[0])
             yield True
+
+
+def _stretch_from(step: Step, ctx: Context) -> Stretch | None:
+    if InPlaceStretch.can_train(step, ctx):
+        return InPlaceStretch(step, ctx)
+    return (
+        CompiledStretch(step, ctx) if isinstance(step, CompiledStep) and CompiledStretch.can_train(step, ctx) else None
+    )
 
 
 def _next_epoch(ctx: Context) -> Context:

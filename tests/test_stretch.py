@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop.callbacks import ema, history
-from functional_loop.stretch import Stretch
+from functional_loop.in_place import InPlaceStretch
 
 F = nn.functional
 
@@ -175,7 +175,10 @@ def test_an_interrupt_at_any_line_leaves_a_boundary(name: str) -> None:
     start = fl.init(loop_of(name, epochs=1, valid=None), seed=1)
     watched = {fl.digest(ctx) for ctx in boundaries(start)}
     end = fl.digest(fl.train(start))
-    files = tuple(f"functional_loop/{room}.py" for room in ("stretch", "kernels", "step", "seeding", "network"))
+    files = tuple(
+        f"functional_loop/{room}.py"
+        for room in ("stretch", "in_place", "mover", "kernels", "step", "seeding", "network")
+    )
     at = 0
     while (error := _interrupted(start, files, at)) is not None:
         ctx = fl.context_of(error)
@@ -245,5 +248,5 @@ def test_hooks_of_a_batch_see_every_batch(stage: str) -> None:
     ctx = fl.train(fl.init(loop))
     assert seen == list(range(1, ctx.global_step + 1))
     step = loop.borrow_step()
-    assert not Stretch.can_train(step, ctx)
-    assert Stretch.can_train(step, fl.init(loop_of("fused AdamW")))
+    assert not InPlaceStretch.can_train(step, ctx)
+    assert InPlaceStretch.can_train(step, fl.init(loop_of("fused AdamW")))
