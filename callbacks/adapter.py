@@ -47,6 +47,7 @@ class Adapter:
             replays=self._replays(keeps_state),
             source=self.callback,
             whole=self.callback.whole,
+            vectorises=self.callback.vectorises,
             **hooks,
         )
 

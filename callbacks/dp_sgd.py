@@ -89,7 +89,13 @@ def dp_sgd(
         return evolve(ctx.with_callback_state(id, steps), grads=grads)
 
     return Callback(
-        id, init=start, kind="dp_sgd", weight=_BEFORE_ALL, source=noise_multiplier, after_backward=make_private
+        id,
+        init=start,
+        kind="dp_sgd",
+        weight=_BEFORE_ALL,
+        source=noise_multiplier,
+        vectorises=False,
+        after_backward=make_private,
     )
 
 

@@ -39,7 +39,7 @@ def callback_of(ctx: Context, id: str) -> Callback:
 
 
 def check_batch_hooks(ctx: Context) -> None:
-    """Refuse object callbacks that would have to run once for all members.
+    """Refuse callbacks that would have to run once for all members, and can't.
 
     Raises:
         TypeError: there is one.
@@ -50,9 +50,10 @@ def check_batch_hooks(ctx: Context) -> None:
     for stage in BATCH_STAGES:
         for id, _ in ctx.loop.hooks[stage]:
             callback = callback_of(ctx, id)
-            if hasattr(callback.source, "load_state_dict") and not callback.whole:
+            if not (callback.vectorises or callback.whole):
+                what = "is an object" if hasattr(callback.source, "load_state_dict") else "needs Python values"
                 raise TypeError(
-                    f"callback {id!r} is an object, which can't run once for all members of an ensemble at {stage!r}: "
+                    f"callback {id!r} {what}, which can't run once for all members of an ensemble at {stage!r}: "
                     "stack(contexts, batch_hooks='each') runs it for every member, at the cost of a call each"
                 )
 
