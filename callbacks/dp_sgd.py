@@ -113,7 +113,7 @@ def dp_epsilon(ctx: Context, delta: float, id: str = "dp_sgd") -> float:
     Raises:
         ImportError: Opacus is not installed (the extra ``dp``).
         KeyError: the loop has no such callback.
-        ValueError: the number of rows is not known, or ``delta`` is not between 0 and 1.
+        ValueError: the number of rows is not known, or they are drawn with replacement, or ``delta`` is not between 0 and 1.
 
     Mironov, Talwar, Zhang, "Rényi differential privacy of the sampled Gaussian mechanism", 2019.
     """
@@ -121,7 +121,10 @@ def dp_epsilon(ctx: Context, delta: float, id: str = "dp_sgd") -> float:
     if id not in ctx.callbacks:
         raise KeyError(f"no callback {id!r} in this loop{did_you_mean(id, ctx.callbacks)}")
     steps, noise = ctx.callbacks[id]["steps"], next(c.source for c in ctx.loop.callbacks if c.id == id)
-    rows, batch_size = (ctx.loop.train.fingerprint().get(name) for name in ("length", "batch_size"))
+    data = ctx.loop.train.fingerprint()
+    if data.get("weighted") or data.get("bootstrap"):
+        raise ValueError("dp_epsilon: rows that are drawn with replacement are in the data more than once")
+    rows, batch_size = (data.get(name) for name in ("length", "batch_size"))
     if rows is None or batch_size is None:
         raise ValueError("dp_epsilon: the number of rows, or of rows in a batch, of the training data is not known")
     if not steps or not noise:
