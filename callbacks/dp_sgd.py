@@ -113,7 +113,8 @@ def dp_epsilon(ctx: Context, delta: float, id: str = "dp_sgd") -> float:
     Raises:
         ImportError: Opacus is not installed (the extra ``dp``).
         KeyError: the loop has no such callback.
-        ValueError: the number of rows is not known, or they are drawn with replacement, or ``delta`` is not between 0 and 1.
+        ValueError: the number of rows is not known, or they are drawn with replacement, or ``delta`` is not between 0
+            and 1.
 
     Mironov, Talwar, Zhang, "Rényi differential privacy of the sampled Gaussian mechanism", 2019.
     """

@@ -298,3 +298,24 @@ def test_a_clock_sees_at_batches_the_members_that_train(volatile: bool, at_batch
     assert sees.seen == [("batch_end", 3)] * 4 + [("epoch_end", 3)] + [("batch_end", at_batches)] * 4 + [
         ("epoch_end", 3)
     ]
+
+
+def test_check_pure_watches_hooks_at_batches_for_every_member() -> None:
+    loop = make_loop(callbacks=[t_clbk("clip_grad_norm", max_norm=0.5)], check_pure=True, epochs=1)
+    with pytest.raises(TypeError, match=r"'clip_grad_norm' is watched by check_pure.*batch_hooks='each'") as caught:
+        fl.train(fl.stack(starts(loop), mode="vectorised"))
+    assert fl.context_of(caught.value) is None  # before training
+    assert_as_solo(loop, batch_hooks="each")
+    assert_as_solo(loop, mode="exact")
+
+
+@pytest.mark.parametrize("mode", ["vectorised", "exact"])
+def test_check_pure_finds_an_impure_hook_of_an_ensemble(mode: str) -> None:
+    def decay(ctx: fl.Context) -> fl.Context:
+        ctx.params["6.1.bias"].mul_(0.9)
+        return ctx
+
+    assert_as_solo(make_loop(callbacks=[t_clbk("history"), t_clbk("progress")], check_pure=True, epochs=1), mode=mode)
+    loop = make_loop(callbacks=[fl.Callback("decay", epoch_end=decay)], check_pure=True, epochs=1)
+    with pytest.raises(fl.PurityError, match=r"6\.1\.bias"):
+        fl.train(fl.stack(starts(loop), mode=mode))
