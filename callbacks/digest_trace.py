@@ -93,7 +93,9 @@ def first_parting(
 
 
 def _trace(run: Context | Mapping[str, Any], id: str) -> dict[int, str]:
-    slot = run.callbacks.get(id, ()) if isinstance(run, Context) else run["callbacks"].get(id, {}).get("state", ())
+    slot = (
+        run.callbacks.get(id, ()) if isinstance(run, Context) else run.get("callbacks", {}).get(id, {}).get("state", ())
+    )
     return dict(zip(slot["steps"], slot["digests"], strict=True)) if isinstance(slot, dict) else {}
 
 

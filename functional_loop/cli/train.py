@@ -72,7 +72,7 @@ class Run:
             f"a new run of {_epochs(self.loop)}, seed {seed}" if ctx.stage == "" else f"continuing after {_place(ctx)}"
         )
         self._say(f"{self.folder}: {start}")
-        run_file.write(self.folder, self.options.target)
+        run_file.write(self.folder, run_file.Trained(self.options.target, self.options.overfit))
         signals = Signals(self._requeue)
         try:
             with signals:
