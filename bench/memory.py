@@ -1,7 +1,9 @@
 """Peak memory of a run, and its time per step, each in a process of its own: ours against the hand-written loop.
 
 All use AdamW with ``fused=True`` and batches that are made already. "every context kept" holds what ``fl.iterate``
-gives, all of it; its counterpart by hand copies parameters and optimizer state after every step. The peak is that of
+gives, all of it; its counterpart by hand copies parameters and optimizer state after every step. "last 3 contexts kept"
+is ``fl.History(3)``, and copies of the last three states by hand. "ensemble of K" trains K members of an MLP of 0.6M
+parameters at once; its "in parameters" is per member: the same for all K if memory is linear in K. The peak is that of
 the resident memory of the process, interpreter and torch included; "added" leaves out what they take, and is also given
 in units of the parameters' own size. Times are milliseconds of wall time per step, of one run: rough.
 """
@@ -16,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .peak import RUNS
+from .peak import ENSEMBLE, RUNS
 from .report import Chart
 from .timing import positive
 from .workloads import WORKLOADS
@@ -27,27 +29,37 @@ CHART = Chart(("run",), ("peak / theirs",), "peak memory / that of the loop by h
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", choices=WORKLOADS, default="wide", help="what to train (default: %(default)s)")
+    parser.add_argument(
+        "--members", nargs="*", type=positive, default=[4, 16, 64], help="sizes of ensembles (default: %(default)s)"
+    )
     parser.add_argument("--epochs", type=positive, default=2, help="length of a run (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for ours, theirs in (("train()", "hand-written"), ("every context kept", "hand-written, copies kept")):
-        reference = measure(theirs, args)
-        for name, measured in ((theirs, reference), (ours, measure(ours, args))):
-            yield {
-                "run": name,
-                "steps": measured["steps"],
-                "peak MiB": round(measured["peak"] / 2**20, 1),
-                "added MiB": round((measured["peak"] - measured["before"]) / 2**20, 1),
-                "in parameters": round((measured["peak"] - measured["before"]) / measured["parameters"], 2),
-                "peak / theirs": round(measured["peak"] / reference["peak"], 3),
-                "ms a step": round(1e3 * measured["seconds"] / measured["steps"], 2),
-            }
+    theirs, ours = [name for name in RUNS if name.startswith("hand")], [n for n in RUNS if not n.startswith("hand")]
+    for name, counterpart in zip(ours, theirs, strict=True):
+        reference, measured = measure(counterpart, args), measure(name, args)
+        yield _row(counterpart, reference) | {"peak / theirs": 1.0}
+        yield _row(name, measured) | {"peak / theirs": round(measured["peak"] / reference["peak"], 3)}
+    for members in args.members:
+        name = f"{ENSEMBLE}{members}"
+        yield _row(name, measure(name, args), members)
+
+
+def _row(name: str, measured: dict[str, Any], members: int = 1) -> dict[str, Any]:
+    added = measured["peak"] - measured["before"]
+    return {
+        "run": name,
+        "steps": measured["steps"],
+        "peak MiB": round(measured["peak"] / 2**20, 1),
+        "added MiB": round(added / 2**20, 1),
+        "in parameters": round(added / (members * measured["parameters"]), 2),
+        "ms a step": round(1e3 * measured["seconds"] / measured["steps"], 2),
+    }
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """What a fresh process measures; sizes in bytes."""
-    assert name in RUNS
     command = [sys.executable, "-m", "bench.peak", name, args.workload, str(args.epochs)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     measured: dict[str, Any] = json.loads(done.stdout)

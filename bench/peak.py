@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import functional_loop as fl
@@ -20,6 +23,28 @@ from .sources import Data, ready
 from .workloads import WORKLOADS, Workload
 
 LEARNING_RATE = 1e-3
+RING = 3
+"""How many contexts a `History` keeps, and how many copies are kept by hand."""
+ENSEMBLE = "ensemble of "
+
+
+def members_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(128, 512),
+        nn.ReLU(),
+        nn.Linear(512, 512),
+        nn.ReLU(),
+        nn.Linear(512, 512),
+        nn.ReLU(),
+        nn.Linear(512, 10),
+    )
+
+
+def members_data() -> tuple[Tensor, Tensor]:
+    return torch.randn(256, 128), torch.randint(10, (256,))
+
+
+MEMBERS = Workload("MLP of 0.6M parameters, batch 32", members_network, members_data, F.cross_entropy, batch_size=32)
 
 
 def train(workload: Workload, data: Data, epochs: int) -> object:
@@ -36,9 +61,9 @@ def by_hand(workload: Workload, data: Data, epochs: int) -> object:
     return model
 
 
-def copies_by_hand(workload: Workload, data: Data, epochs: int) -> object:
+def copies_by_hand(workload: Workload, data: Data, epochs: int, kept: int | None = None) -> object:
     model, optimizer = _parts(workload)
-    copies: list[Any] = []
+    copies: deque[Any] = deque(maxlen=kept)
 
     def copying(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
         for batch in batches:
@@ -50,11 +75,35 @@ def copies_by_hand(workload: Workload, data: Data, epochs: int) -> object:
     return copies
 
 
+def keep_last(workload: Workload, data: Data, epochs: int) -> object:
+    history = fl.History(RING)
+    loop = fl.evolve(_loop(workload, data, epochs), callbacks=[history])
+    return fl.train(fl.init(loop)), history
+
+
+def last_copies_by_hand(workload: Workload, data: Data, epochs: int) -> object:
+    return copies_by_hand(workload, data, epochs, kept=RING)
+
+
+def ensemble(members: int, workload: Workload, data: Data, epochs: int) -> object:
+    loop = _loop(workload, data, epochs)
+    start = fl.stack([fl.init(loop, seed) for seed in range(members)], mode="vectorised")
+    return fl.train(start)
+
+
+def run_of(name: str) -> Callable[[Workload, Data, int], object]:
+    if name.startswith(ENSEMBLE):
+        return partial(ensemble, int(name.removeprefix(ENSEMBLE)))
+    return RUNS[name]
+
+
 RUNS: dict[str, Callable[[Workload, Data, int], object]] = {
     "train()": train,
     "every context kept": keep,
     "hand-written": by_hand,
     "hand-written, copies kept": copies_by_hand,
+    f"last {RING} contexts kept": keep_last,
+    f"hand-written, last {RING} copies kept": last_copies_by_hand,
 }
 
 
@@ -76,12 +125,12 @@ def _parameter_bytes(workload: Workload) -> int:
 def main(name: str, workload_name: str, epochs: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     # What torch loads at the first step of any network is not the run's.
-    for run in (train, by_hand):
+    for run in (train, by_hand, *([run_of(f"{ENSEMBLE}2")] if name.startswith(ENSEMBLE) else [])):
         run(WORKLOADS["mlp"], ready(WORKLOADS["mlp"]), 1)
-    workload = WORKLOADS[workload_name]
+    workload = MEMBERS if name.startswith(ENSEMBLE) else WORKLOADS[workload_name]
     data = ready(workload)
     before, started = peak_memory(), perf_counter()
-    kept = RUNS[name](workload, data, epochs)
+    kept = run_of(name)(workload, data, epochs)
     seconds = perf_counter() - started
     del kept
     return {

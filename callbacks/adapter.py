@@ -47,6 +47,7 @@ class Adapter:
             replays=self._replays(keeps_state),
             source=self.callback,
             whole=self.callback.whole,
+            vectorises=self.callback.vectorises,
             **hooks,
         )
 
@@ -88,6 +89,7 @@ class Adapter:
             return view.context
         finally:
             self.callback.ctx = None  # type: ignore[assignment]
+            self._mirror.release()
 
     def _load(self, slot: Any) -> None:
         """Give the object a state; ``()``, for one that had none yet, as ``None``."""

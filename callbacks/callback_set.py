@@ -33,8 +33,10 @@ class CallbackSet:
         replays: whether a replay of a run calls it. By default one that keeps a state is called, so that states can be
             compared, and one that keeps none is not, because all it does is done to the world. ``True`` is for one
             that keeps none and changes training, ``False`` for one whose effects must not be repeated.
-        whole: of an ensemble it is given the stacked context of all members, for effects (a checkpoint's); others run
-            for every member.
+        whole: of an ensemble it runs once, for effects (a checkpoint, a display), and is given the stacked context of
+            all members, see `Callback`; others run for every member.
+        vectorises: its methods at the stages of a batch use no values of tensors and neither ``ctx.network`` nor
+            ``ctx.optimizer``, and may be called once for all members of an ensemble, under ``torch.func.vmap``.
         for_one_run: it can't be in an ensemble at all (a file that holds what one run makes).
         environment: fields of ``ctx`` that only the one who trains can know: ``learner``, ``task_train``,
             ``task_valid`` and ``prediction_encoder``; set before training.
@@ -64,6 +66,7 @@ class CallbackSet:
     volatile: bool = False
     replays: bool | None = None
     whole: ClassVar[bool] = False
+    vectorises: ClassVar[bool] = False
     for_one_run: ClassVar[bool] = False
     environment: Mapping[str, Any] = MappingProxyType({})
     known_state: Any = None

@@ -213,7 +213,7 @@ _SHIPPED: tuple[tuple[str, str, float, str], ...] = (
     ("sam", "sam:sam", -200.0, "Sharpness-aware minimisation"),
     ("swa", "averaging:swa", 2000.0, "Stochastic weight averaging"),
     ("tb", "tb:tb", 0.0, "Logs for TensorBoard"),
-    ("terminate_on_nan", "terminate_on_nan:terminate_on_nan", 0.0, "Stops when the loss is NaN or infinite"),
+    ("terminate_on_nan", "terminate_on_nan:terminate_on_nan", -50.0, "Stops when the loss is NaN or infinite"),
     ("throughput", "throughput:throughput", 0.0, "Rows and batches per second"),
     ("timer", "timer:timer", 0.0, "Stops after a time"),
     ("unfreeze", "unfreeze:unfreeze", 0.0, "Trains some parameters from a later epoch or batch on"),

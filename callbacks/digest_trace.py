@@ -71,7 +71,7 @@ def digest_trace(every: int = 100, id: str = "digest_trace") -> Callback:
         return ctx.with_callback_state(id, {**slot, "steps": [*slot["steps"], ctx.global_step], "digests": digests})
 
     start: dict[str, Any] = {"every": every, "steps": [], "digests": []}
-    return Callback(id, init=lambda ctx: start, weight=_WEIGHT, kind="digest_trace", batch_end=add)
+    return Callback(id, init=lambda ctx: start, weight=_WEIGHT, kind="digest_trace", vectorises=False, batch_end=add)
 
 
 def first_parting(
@@ -93,7 +93,9 @@ def first_parting(
 
 
 def _trace(run: Context | Mapping[str, Any], id: str) -> dict[int, str]:
-    slot = run.callbacks.get(id, ()) if isinstance(run, Context) else run["callbacks"].get(id, {}).get("state", ())
+    slot = (
+        run.callbacks.get(id, ()) if isinstance(run, Context) else run.get("callbacks", {}).get(id, {}).get("state", ())
+    )
     return dict(zip(slot["steps"], slot["digests"], strict=True)) if isinstance(slot, dict) else {}
 
 

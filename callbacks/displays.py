@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 from ..context import Context
+from ..stacking import Members, combine
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -109,17 +112,44 @@ def describe_place(ctx: Context) -> str:
     """Epoch and step, out of how many."""
     length = ctx.loop.train.length
     step = f"step {ctx.step}" + (f"/{length}" if length is not None else "")
-    return f"epoch {ctx.epoch}/{ctx.loop.epochs}  {step}" + ("  validating" if ctx.step_valid else "")
+    validating = ["validating"] if ctx.step_valid else []
+    return "  ".join([f"epoch {ctx.epoch}/{ctx.loop.epochs}", step, *describe_members(ctx), *validating])
+
+
+def describe_members(ctx: Context) -> list[str]:
+    """How many members of an ensemble still train."""
+    return [] if ctx.ensemble is None else [f"{ctx.ensemble.ends.count(None)} members"]
 
 
 def describe_loss(ctx: Context, digits: int = 4) -> list[str]:
-    return [] if isinstance(ctx.last_loss, tuple) else [f"loss {format_score(ctx.last_loss.item(), digits)}"]
+    return [] if isinstance(ctx.last_loss, tuple) else [f"loss {format_scores(ctx.last_loss, digits)}"]
 
 
 def describe_scores(ctx: Context, digits: int = 4) -> list[str]:
     """Every score of the epoch."""
     parts = (("train", ctx.last_scores_train), ("valid", ctx.last_scores_valid))
-    return [f"{part} {id} {format_score(score, digits)}" for part, found in parts for id, score in dict(found).items()]
+    return [
+        f"{part} {id} {format_scores(score, digits)}" for part, found in parts for id, score in _scores(found).items()
+    ]
+
+
+def _scores(found: Any) -> dict[str, Any]:
+    """Scores by id; those members of an ensemble count that have any."""
+    if isinstance(found, Members):
+        found = combine([scores for scores in found if scores != ()], numbers=True)
+    return dict(found)
+
+
+def format_scores(score: Any, digits: int = 4) -> str:
+    """A score; of several members the mean, and the range where they differ.
+
+    >>> format_scores(torch.tensor([0.5, 1.0])), format_scores(0.25)
+    ('0.7500 (0.5000 to 1.0000)', '0.2500')
+    """
+    values = torch.as_tensor(score, dtype=torch.float64)
+    least, largest = (format_score(v.item(), digits) for v in (values.min(), values.max()))
+    mean = format_score(values.mean().item(), digits)
+    return mean if least == largest else f"{mean} ({least} to {largest})"
 
 
 def format_score(score: float, digits: int = 4) -> str:

@@ -89,7 +89,13 @@ def dp_sgd(
         return evolve(ctx.with_callback_state(id, steps), grads=grads)
 
     return Callback(
-        id, init=start, kind="dp_sgd", weight=_BEFORE_ALL, source=noise_multiplier, after_backward=make_private
+        id,
+        init=start,
+        kind="dp_sgd",
+        weight=_BEFORE_ALL,
+        source=noise_multiplier,
+        vectorises=False,
+        after_backward=make_private,
     )
 
 
@@ -107,7 +113,8 @@ def dp_epsilon(ctx: Context, delta: float, id: str = "dp_sgd") -> float:
     Raises:
         ImportError: Opacus is not installed (the extra ``dp``).
         KeyError: the loop has no such callback.
-        ValueError: the number of rows is not known, or ``delta`` is not between 0 and 1.
+        ValueError: the number of rows is not known, or they are drawn with replacement, or ``delta`` is not between 0
+            and 1.
 
     Mironov, Talwar, Zhang, "Rényi differential privacy of the sampled Gaussian mechanism", 2019.
     """
@@ -115,7 +122,10 @@ def dp_epsilon(ctx: Context, delta: float, id: str = "dp_sgd") -> float:
     if id not in ctx.callbacks:
         raise KeyError(f"no callback {id!r} in this loop{did_you_mean(id, ctx.callbacks)}")
     steps, noise = ctx.callbacks[id]["steps"], next(c.source for c in ctx.loop.callbacks if c.id == id)
-    rows, batch_size = (ctx.loop.train.fingerprint().get(name) for name in ("length", "batch_size"))
+    data = ctx.loop.train.fingerprint()
+    if data.get("weighted") or data.get("bootstrap"):
+        raise ValueError("dp_epsilon: rows that are drawn with replacement are in the data more than once")
+    rows, batch_size = (data.get(name) for name in ("length", "batch_size"))
     if rows is None or batch_size is None:
         raise ValueError("dp_epsilon: the number of rows, or of rows in a batch, of the training data is not known")
     if not steps or not noise:

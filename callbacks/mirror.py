@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Mirror:
         self._noted_members: list[tuple[str, int]] = []
         self._mode: bool | None = None
         self._modes: list[bool] = []
-        self._slots_shown = False
+        self._unshown: dict[str, Any] | None = None
         self._groups: list[dict[str, Any]] = []
 
     def network(self, ctx: Context, training: bool) -> nn.Module:
@@ -52,20 +53,24 @@ class Mirror:
             # Schedulers warn if they step before the optimizer does; this one is stepped by the loop.
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
             self._note_groups(self._optimizer)
-        if not self._slots_shown:
-            self._show_slots(self._optimizer, ctx)
+            _make_lazy(self._optimizer, self._show_slots)
+            self._unshown = ctx.optimizer_state["slots"]
         return self._optimizer
 
     def show(self, ctx: Context, training: bool) -> None:
         """Fill what has been made so far with the values of ``ctx``."""
-        self._slots_shown = False
         if self._network is not None:
             self._show_network(ctx, training)
         if self._optimizer is not None:
+            self._unshown = ctx.optimizer_state["slots"]
             for group, values in zip(self._optimizer.param_groups, ctx.optimizer_state["groups"], strict=True):
                 for key, value in values.items():
                     group[key] = tuple(value) if isinstance(group[key], tuple) else lend_tree(value)
             self._note_groups(self._optimizer)
+
+    def release(self) -> None:
+        """Let go of the state of the optimizer that nobody has looked at."""
+        self._unshown = None
 
     def _note_members(self, network: nn.Module) -> None:
         """Remember what the network consists of, to see at little cost that nothing has been replaced."""
@@ -115,11 +120,12 @@ class Mirror:
             "mode does so in its method train()"
         )
 
-    def _show_slots(self, optimizer: torch.optim.Optimizer, ctx: Context) -> None:
-        optimizer.state.clear()
-        for name, slot in ctx.optimizer_state["slots"].items():
-            optimizer.state[self._params[name]] = lend_tree(slot)
-        self._slots_shown = True
+    def _show_slots(self, state: dict[Any, Any]) -> None:
+        """Fill ``state`` when somebody looks at it: most callbacks want the hyperparameters alone."""
+        slots, self._unshown = self._unshown, None
+        if slots is not None:
+            state.clear()
+            state.update((self._params[name], lend_tree(slot)) for name, slot in slots.items())
 
     def changes(self, ctx: Context) -> Context:
         """``ctx`` with what was written to the network and the optimizer since it was shown."""
@@ -153,7 +159,7 @@ class Mirror:
         state = ctx.optimizer_state
         groups = self._checked_groups(optimizer, state["groups"])
         slots = state["slots"]
-        if self._slots_shown:
+        if self._unshown is None:
             shown = {name: optimizer.state[p] for name, p in self._params.items() if p in optimizer.state}
             if tree_was_written(shown, slots):
                 slots = {name: clone_tree(dict(slot)) for name, slot in shown.items()}
@@ -204,6 +210,35 @@ class Mirror:
                     )
             groups.append({key: found[key] for key in numbers})
         return groups
+
+
+def _make_lazy(optimizer: torch.optim.Optimizer, fill: Callable[[dict[Any, Any]], None]) -> None:
+    """Have ``fill(optimizer.state)`` be called before anybody gets ``optimizer.state``; copies are ordinary ones."""
+    cls = type(optimizer)
+
+    def state(self: torch.optim.Optimizer) -> dict[Any, Any]:
+        found: dict[Any, Any] = vars(self)["state"]
+        fill(found)
+        return found
+
+    def replace(self: torch.optim.Optimizer, values: dict[str, Any]) -> None:
+        fill(vars(self)["state"])
+        cls.__setstate__(self, values)
+
+    def reduce(self: torch.optim.Optimizer, protocol: Any) -> Any:
+        return _new, (cls,), self.__getstate__()
+
+    members = {
+        "__module__": cls.__module__,
+        "__setstate__": replace,
+        "__reduce_ex__": reduce,
+        "state": property(state, lambda self, value: replace(self, {"state": value})),
+    }
+    optimizer.__class__ = type(cls.__name__, (cls,), members)
+
+
+def _new(cls: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    return cls.__new__(cls)
 
 
 def _replace(module: nn.Module, old: Tensor, new: Tensor) -> None:

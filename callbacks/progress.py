@@ -8,7 +8,7 @@ from typing import Any
 from .callback_set import CallbackSet
 from .checks import check_flag, check_integer
 from .clock import Stopwatch, in_words
-from .displays import Display, LineDisplay, LiveDisplay, describe_loss, describe_scores
+from .displays import Display, LineDisplay, LiveDisplay, describe_loss, describe_members, describe_scores
 from .packages import require
 
 
@@ -16,7 +16,9 @@ class CallbackSetProgress(CallbackSet):
     """Prints a line of scores for every epoch, and in a terminal shows a bar.
 
     It tells how long training took, summed over all processes that have trained the run. Time is counted between the
-    beginning and the end of a call of ``train`` or ``iterate``.
+    beginning and the end of a call of ``train`` or ``iterate``. Of an ensemble there is one line for all members, with
+    the mean of every score and its range; the loss between epochs is that of the first member where members are
+    trained in turn.
 
     Args:
         digits: how many digits of a score to print.
@@ -45,6 +47,7 @@ class CallbackSetProgress(CallbackSet):
     """
 
     volatile = True
+    whole = True
 
     def __init__(self, digits: int = 4, live: bool | None = None, id: str | None = None) -> None:
         self._id = id
@@ -79,7 +82,7 @@ class CallbackSetProgress(CallbackSet):
         if self._display is not None:
             ctx = self.ctx.context
             scores = [*describe_scores(ctx, self.digits), *describe_loss(ctx, self.digits)]
-            place = f"epoch {ctx.epoch}/{ctx.loop.epochs}"
+            place = "  ".join([f"epoch {ctx.epoch}/{ctx.loop.epochs}", *describe_members(ctx)])
             self._display.show(ctx)
             self._display.say("  ".join([place, *scores, in_words(seconds)]))
 

@@ -38,9 +38,10 @@ def rollback(
 
     It decides in ``batch_end``, after all callbacks but those that save (weight 1e6). A batch is bad if its loss, a
     gradient or an updated parameter is NaN or infinite; if the loss is a spike; or if ``when`` says so. Training then
-    goes on from an earlier context of the epoch, state of the other callbacks included, and passes the bad batch over,
-    as ``Loop(skip_batches=...)`` does: with ``lr_factor=1`` all that follows is, bit for bit, a run with that set.
-    ``ctx.callbacks[id]["skipped"]`` has the numbers of the batches. What objects wrote to files stays there.
+    goes on from an earlier context, which may be one of the epoch before, state of the other callbacks included, and
+    passes the bad batch over, as ``Loop(skip_batches=...)`` does: with ``lr_factor=1`` all that follows is, bit for
+    bit, a run with that set. ``ctx.callbacks[id]["skipped"]`` has the numbers of the batches. What objects wrote to
+    files stays there.
 
     Looking waits for the device: nothing on a CPU, a synchronisation per batch on an accelerator.
 
@@ -48,11 +49,12 @@ def rollback(
         when: a pure function of the context of ``batch_end``, ``last_loss``, ``grads`` and ``batch`` included.
         spike: a loss is a spike if it exceeds the running mean of losses by more than this many running standard
             deviations, after the first 20 batches; about 6 is a careful choice. Off by default.
-        back: goes back to before the last ``back`` batches, or more if ``every`` has it so; never beyond the beginning
-            of the epoch.
+        back: goes back to before the last ``back`` batches, or more if ``every`` has it so, or to the beginning of the
+            run.
         skip: how many batches are passed over, the bad one and those before it; the others are trained on again.
-        every: a context is kept before every ``every``-th batch: there are about ``back / every + 1`` in memory and in
-            every checkpoint, each as large as the parameters and the optimizer's state that differ from the present.
+        every: a context is kept at the beginning of an epoch and after every ``every``-th of its batches: there are
+            about ``back / every + 1`` in memory and in every checkpoint, each as large as the parameters and the
+            optimizer's state that differ from the present.
         lr_factor: what the learning rate of every group is multiplied with when going back. A schedule that computes
             the rate from the first one undoes that at its next step.
         max_rollbacks: at the next bad batch after so many the callback gives up.
@@ -99,8 +101,7 @@ def rollback(
         return {"kept": [], "losses": {"count": 0, "mean": 0.0, "variance": 0.0}, "skipped": [], "rollbacks": 0}
 
     def begin_epoch(ctx: Context) -> Context:
-        state = {**ctx.callbacks[id], "kept": []}
-        return ctx.with_callback_state(id, _keep(boundary(ctx, "epoch_begin"), id, state))
+        return ctx.with_callback_state(id, keep(boundary(ctx, "epoch_begin"), ctx.callbacks[id]))
 
     def decide(ctx: Context) -> Context:
         state, value = ctx.callbacks[id], loss(ctx)
@@ -108,12 +109,16 @@ def rollback(
             return go_back(ctx, state, reason)
         if spike is not None:
             state = {**state, "losses": _with_loss(state["losses"], value)}
-        if ctx.step % every == 0:
-            kept = state["kept"]
-            # The newest that is far enough back, and all after it.
-            far = [i for i, old in enumerate(kept) if ctx.step + 1 - old["context"]["step"] >= back]
-            state = _keep(boundary(ctx, "batch_end"), id, {**state, "kept": kept[far[-1] if far else 0 :]})
-        return ctx.with_callback_state(id, state)
+        return ctx.with_callback_state(id, keep(boundary(ctx, "batch_end"), state) if ctx.step % every == 0 else state)
+
+    def keep(ctx: Context, state: State) -> State:
+        """``state`` with ``ctx`` as the newest to go back to, of those that the next batch may need."""
+        return _keep(ctx, id, {**state, "kept": state["kept"][far_enough(state, ctx.global_step + 1) :]})
+
+    def far_enough(state: State, batch: int) -> int:
+        """Which of the contexts that are kept is the newest that is far enough before a batch."""
+        far = [i for i, old in enumerate(state["kept"]) if batch - old["context"]["global_step"] >= back]
+        return far[-1] if far else 0
 
     def why(ctx: Context, state: State, value: float) -> str:
         if not math.isfinite(value):
@@ -131,8 +136,7 @@ def rollback(
                 f"batch {ctx.global_step} of the run is bad ({reason}), after {state['rollbacks']} rollbacks that "
                 f"passed over the batches {state['skipped']}; context_of(error) is the context before this batch"
             )
-        far = [i for i, old in enumerate(state["kept"]) if ctx.step - old["context"]["step"] >= back]
-        kept = [_lowered(old, lr_factor) for old in state["kept"][: far[-1] + 1 if far else 1]]
+        kept = [_lowered(old, lr_factor) for old in state["kept"][: far_enough(state, ctx.global_step) + 1]]
         earlier = kept[-1]["context"]
         bad = range(max(ctx.global_step - skip, earlier["global_step"]) + 1, ctx.global_step + 1)
         state = {
@@ -159,7 +163,7 @@ _FIELDS = tuple(
     for field in attrs.fields(Context)  # type: ignore[arg-type]
     if not is_static(field) and field.name not in (*STEP_SCOPED, "callbacks", "seed", "stage", "step_valid")
 )
-"""What an earlier context of the same epoch may differ in, but for the states of the callbacks."""
+"""What an earlier context may differ in, but for the states of the callbacks."""
 
 
 def _keep(ctx: Context, id: str, state: State) -> State:

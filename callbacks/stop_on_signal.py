@@ -19,7 +19,8 @@ class CallbackSetStopOnSignal(CallbackSetWriting):
     at once, by ``KeyboardInterrupt``. Handlers from before are put back when the run is left. See `Signals` for
     training outside of the main thread, where signals are off, and says so.
 
-    It runs last in its stages (weight infinity), so that what it saves is what the other callbacks have left.
+    It runs last in its stages (weight infinity), so that what it saves is what the other callbacks have left. An
+    ensemble is saved as one, with all its members.
 
     Args:
         path: the folder of a `CheckpointStore`, that of ``checkpoint`` for example; or a function that returns it and
@@ -49,6 +50,8 @@ class CallbackSetStopOnSignal(CallbackSetWriting):
     """
 
     weight = math.inf
+    whole = True
+    for_one_run = False
 
     def __init__(
         self, path: PathOrFunction, requeue: Callable[[], object] | None = None, id: str | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..context import Context
 from ..record import evolve
 from ..stages import Callback
+from ..vmap_rules import is_any, is_of_members
 from .checks import check_choice, check_integer
+
+_BEFORE_CLIPPING = -50.0
 
 
 def terminate_on_nan(every: int = 1, action: str = "raise", id: str = "terminate_on_nan") -> Callback:
@@ -23,7 +27,9 @@ def terminate_on_nan(every: int = 1, action: str = "raise", id: str = "terminate
         action: ``"raise"`` stops at once with a FloatingPointError; `context_of` the error is the boundary before the
             batch, with parameters that are sound if ``every`` is 1. ``"terminate"`` ends the run in order: the rest
             of the epoch runs without updates, and no other epoch follows, so that scores, checkpoints and the hooks of
-            ``end`` get the parameters from before the batch; the step is kept as the callback's state.
+            ``end`` get the parameters from before the batch; the callback's state is ``{"step": 0-d int64 tensor}``,
+            the number of the batch in the run, 0 where there was none. In an ensemble only members whose own loss is
+            bad terminate, and ``"raise"`` stops all.
         id: the name of the slot, unique in a loop.
 
     Raises:
@@ -45,29 +51,65 @@ def terminate_on_nan(every: int = 1, action: str = "raise", id: str = "terminate
     check_integer("terminate_on_nan", "every", every, least=1)
     check_choice("terminate_on_nan", "action", action, ("raise", "terminate"))
 
-    def is_bad(ctx: Context) -> bool:
-        return ctx.global_step % every == 0 and not math.isfinite(loss(ctx))
-
     def complain(ctx: Context) -> Context:
-        if is_bad(ctx):
+        if ctx.global_step % every == 0 and is_any(bad := _is_bad(ctx)):
+            what = "loss of a member is NaN or infinite" if is_of_members(bad) else f"loss is {loss(ctx)}"
             raise FloatingPointError(
-                f"the loss is {loss(ctx)}; context_of(error) is the context before this batch, from where training can "
+                f"the {what}; context_of(error) is the context before this batch, from where training can "
                 "go on with other settings, such as a smaller learning rate or clipped gradients"
             )
         return ctx
 
     def terminate(ctx: Context) -> Context:
-        found = ctx.callbacks[id]["step"] is not None
-        if not found and is_bad(ctx):
-            found, ctx = True, evolve(ctx.with_callback_state(id, {"step": ctx.global_step}), terminate=True)
-        return evolve(ctx, grads={}) if found else ctx
+        step = ctx.callbacks[id]["step"]
+        if ctx.global_step % every == 0:
+            step = torch.where((step == 0) & _is_bad(ctx), ctx.global_step, step)
+        found = step > 0
+        if not is_any(found):
+            return ctx
+        if not is_of_members(found):
+            return evolve(ctx.with_callback_state(id, {"step": step}), terminate=True, grads={})
+        # The others update: what these had before is put back in batch_end.
+        held = {"params": ctx.params, "slots": ctx.optimizer_state["slots"]}
+        return evolve(ctx.with_callback_state(id, {"step": step, "held": held}), terminate=found)
+
+    def put_back(ctx: Context) -> Context:
+        slot = ctx.callbacks[id]
+        if "held" not in slot:
+            return ctx
+        held, found = slot["held"], slot["step"] > 0
+        slots = _where(found, held["slots"], ctx.optimizer_state["slots"])
+        return evolve(
+            ctx.with_callback_state(id, {"step": slot["step"]}),
+            params=_where(found, held["params"], ctx.params),
+            optimizer_state={**ctx.optimizer_state, "slots": slots},
+        )
 
     if action == "raise":
-        return Callback(id, kind="terminate_on_nan", after_backward=complain)
-    return Callback(id, init=lambda ctx: {"step": None}, kind="terminate_on_nan", after_backward=terminate)
+        return Callback(id, kind="terminate_on_nan", weight=_BEFORE_CLIPPING, after_backward=complain)
+    return Callback(
+        id,
+        init=lambda ctx: {"step": torch.tensor(0, device=ctx.loop.device)},
+        weight=_BEFORE_CLIPPING,
+        kind="terminate_on_nan",
+        after_backward=terminate,
+        batch_end=put_back,
+    )
 
 
 def loss(ctx: Context) -> float:
     """The loss of the batch at hand; waits for the device."""
     assert isinstance(ctx.last_loss, Tensor)
     return ctx.last_loss.item()
+
+
+def _is_bad(ctx: Context) -> Tensor:
+    assert isinstance(ctx.last_loss, Tensor)
+    return ~ctx.last_loss.isfinite()
+
+
+def _where(condition: Tensor, old: Any, new: Any) -> Any:
+    """The tensors of ``old`` where ``condition`` holds, and zeros, as an optimizer starts with, where it has none."""
+    if isinstance(new, dict):
+        return {name: _where(condition, old.get(name, {}), value) for name, value in new.items()}
+    return torch.where(condition, old if isinstance(old, Tensor) else torch.zeros_like(new), new)

@@ -14,7 +14,8 @@ class CallbackSetThroughput(CallbackSet):
 
     State: ``{"rows", "batches", "seconds"}`` of the epoch at hand, and ``"rows_per_second"``, ``"batches_per_second"``
     of the last epoch that was trained to its end; ``None`` before there is one. Time runs from one batch to the next,
-    with reading the data and with other callbacks; a GPU is not waited for.
+    with reading the data and with other callbacks; a GPU is not waited for. In an ensemble they are the rows of each
+    member: all together make as many times more as there are.
 
     Args:
         id: the name of the slot, unique in a loop.
@@ -32,6 +33,7 @@ class CallbackSetThroughput(CallbackSet):
     """
 
     volatile = True
+    vectorises = True
 
     def __init__(self, id: str | None = None) -> None:
         self._id = id

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from ..vmap_rules import is_any
 from .callback_set import CallbackSet
 from .clock import Stopwatch, seconds_of
 
@@ -13,7 +16,7 @@ class CallbackSetTimer(CallbackSet):
 
     Training ends where ``terminate`` is looked at: after the epoch in which the time is up. Time is counted between the
     beginning and the end of a call of ``train`` or ``iterate``; what a consumer of ``iterate`` does with a context in
-    between counts too.
+    between counts too. An ensemble ends when the time of one of its members is up.
 
     Args:
         max_time: seconds, or a text such as ``"1h30m"`` of days (``d``), hours, minutes and seconds.
@@ -36,6 +39,7 @@ class CallbackSetTimer(CallbackSet):
     """
 
     volatile = True
+    vectorises = True
 
     def __init__(self, max_time: float | str, id: str | None = None) -> None:
         try:
@@ -50,13 +54,11 @@ class CallbackSetTimer(CallbackSet):
         self._watch.start()
 
     def on_batch_end(self) -> None:
-        if self._watch.look() >= self.max_time:
+        # The members of an ensemble may bring different times.
+        if is_any(torch.as_tensor(self._watch.look() >= self.max_time)):
             self.ctx.terminate = True
 
     def on_batch_valid_end(self) -> None:
-        self.on_batch_end()
-
-    def on_epoch_end(self) -> None:
         self.on_batch_end()
 
     def on_exit(self) -> None:

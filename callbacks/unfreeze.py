@@ -22,7 +22,8 @@ def unfreeze(starting_weights: Patterns, unfreeze: Sequence[dict[str, Any]], id:
     Args:
         starting_weights: which parameters are trainable from the start, a pattern or a list of them; ``[]`` for none.
         unfreeze: rows ``{"epoch": n, "weights": patterns}``, trainable from epoch ``n`` on, or
-            ``{"batch": n, "weights": patterns}``, from the ``n``-th batch of the run on; both count from 1.
+            ``{"batch": n, "weights": patterns}``, from the ``n``-th batch of the run on, or the next that is not passed
+            over; both count from 1.
         id: the name of the callback, unique in a loop.
 
     Raises:
@@ -57,8 +58,8 @@ def unfreeze(starting_weights: Patterns, unfreeze: Sequence[dict[str, Any]], id:
     def freeze(ctx: Context) -> Context:
         return evolve(ctx, trainable=tuple(chosen(ctx, starting_weights, "starting_weights")))
 
-    def thaw(unit: str, count: int, ctx: Context) -> Context:
-        names = {n for row in unfreeze if row.get(unit) == count for n in chosen(ctx, row["weights"], "unfreeze")}
+    def thaw(unit: str, counts: range, ctx: Context) -> Context:
+        names = {n for row in unfreeze if row.get(unit) in counts for n in chosen(ctx, row["weights"], "unfreeze")}
         if names.issubset(ctx.trainable):
             return ctx
         return evolve(ctx, trainable=tuple(name for name in ctx.params if name in names or name in ctx.trainable))
@@ -68,9 +69,17 @@ def unfreeze(starting_weights: Patterns, unfreeze: Sequence[dict[str, Any]], id:
         init=check,
         kind="unfreeze",
         begin=freeze,
-        epoch_begin=lambda ctx: thaw("epoch", ctx.epoch, ctx),
-        batch_begin=lambda ctx: thaw("batch", ctx.global_step, ctx),
+        epoch_begin=lambda ctx: thaw("epoch", range(ctx.epoch, ctx.epoch + 1), ctx),
+        batch_begin=lambda ctx: thaw("batch", _reached(ctx), ctx),
     )
+
+
+def _reached(ctx: Context) -> range:
+    """The number of the batch at hand, and those just before it that were passed over, at which no hook ran."""
+    first, skipped = ctx.global_step, ctx.loop.skipped(ctx.callbacks)
+    while first - 1 in skipped:
+        first -= 1
+    return range(first, ctx.global_step + 1)
 
 
 _KEYS = ("epoch", "batch", "weights")

@@ -13,10 +13,10 @@ import attrs
 from . import checkpoint_file
 from .context import Context
 from .differences import Difference
-from .loop import Loop, init
+from .loop import Loop
 from .place import Place
 from .record import evolve
-from .replay import load, read_state, replay, replayed_differences, saved_files, walk_quietly
+from .replay import load, read_state, replay, replayed_differences, saved_files, start_of, walk_quietly
 from .state import StateDict, state_dict
 
 
@@ -52,14 +52,13 @@ class _Run:
             if metadata["stage"] != "end":
                 self.files[_place(file, metadata)] = file
                 self.loop = evolve(loop, epochs=metadata.get("epochs", loop.epochs))
-                self.seed: int = metadata["seed"]
         if not self.files:
             raise FileNotFoundError(f"no checkpoint of a run in {path}")
 
     def at(self, place: Place | None) -> Context:
         """The context at ``place``: as it was saved, or else trained again from the last that was saved before."""
         before = [saved for saved in self.files if place is not None and saved <= place]
-        ctx = load(self.loop, self._read(max(before))) if before else init(self.loop, self.seed)
+        ctx = load(self.loop, self._read(max(before))) if before else start_of(self.loop, self._read(min(self.files)))
         return replay(ctx, until=place) if place is not None else ctx
 
     def state(self, place: Place | None) -> StateDict:
@@ -69,9 +68,12 @@ class _Run:
         return read_state(self.files[place])[0]
 
 
+_PLACE = ("global_step", "epoch", "stage")
+
+
 def _place(file: Path, metadata: dict[str, Any]) -> Place:
     validating = metadata["stage"] == "batch_valid_end"
-    return Place.of(read_state(file)[0] if validating else {**metadata, "step_valid": 0})
+    return Place.of(read_state(file)[0] if validating else {**{n: metadata[n] for n in _PLACE}, "step_valid": 0})
 
 
 def bisect(loops: tuple[Loop, Loop], paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]) -> Parting:
@@ -79,7 +81,8 @@ def bisect(loops: tuple[Loop, Loop], paths: tuple[str | os.PathLike[str], str | 
 
     Of n places at which one of them saved a checkpoint, log2(n) are compared, to find two neighbours between which the
     runs part; where one run has no checkpoint it is trained again from the one before, quietly. Between the neighbours
-    both are trained again, in step. It takes for granted that runs that have parted don't meet again.
+    both are trained again, in step. It takes for granted that runs that have parted don't meet again, and that the
+    members of an ensemble began with the hyperparameters of the loop.
 
     Args:
         loops: what was trained, as it was trained then: the loops may differ.
@@ -88,6 +91,7 @@ def bisect(loops: tuple[Loop, Loop], paths: tuple[str | os.PathLike[str], str | 
     Raises:
         FileNotFoundError: a folder has no checkpoint.
         CheckpointError, StateDictError: a checkpoint is damaged, or belongs to another loop.
+        NoSuchPlaceError: one run does not come to a place of the other, as its epochs have other numbers of batches.
 
     >>> import tempfile
     >>> import functional_loop as fl

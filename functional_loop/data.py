@@ -31,6 +31,7 @@ def batches(  # type: ignore[overload-overlap]  # a tensor can be iterated too, 
     drop_last: bool = False,
     sampler: Iterable[int] | None = None,
     weights: Any = None,
+    bootstrap: bool = False,
     hash_content: bool = False,
 ) -> TensorSource: ...
 @overload
@@ -43,6 +44,7 @@ def batches(
     drop_last: bool = False,
     sampler: Iterable[int] | None = None,
     weights: Any = None,
+    bootstrap: bool = False,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     to_batch: Callable[[Any], Any] | None = None,
@@ -72,6 +74,9 @@ def batches(data: Any, /, y: Any = None, **options: Any) -> BatchSource:
         sampler: row numbers of an epoch, any iterable with a length. It is read once per epoch, under the seed of the
             epoch, after ``set_epoch(epoch)`` if it has that.
         weights: one number per row; an epoch is as many draws as there are rows, with replacement.
+        bootstrap: whether every epoch is of one and the same sample of the rows, drawn with replacement from the seed
+            of the run, of as many rows: so that the members of an ensemble are those of bagging. Rows that are not in
+            ``source.order(seed, epoch)`` are out of the bag of that seed.
         hash_content: for tensors: whether a saved run may continue only on data of the same bits.
         num_workers: for datasets, as all that follow: processes that make the batches. It can't change a bit.
         collate_fn: makes a batch of a list of samples; left out, ``torch.utils.data.default_collate``.

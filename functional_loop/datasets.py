@@ -119,6 +119,7 @@ def from_dataset(
     drop_last: bool = False,
     sampler: Any = None,
     weights: Any = None,
+    bootstrap: bool = False,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     to_batch: Callable[[Any], Any] | None = None,
@@ -128,7 +129,7 @@ def from_dataset(
     timeout: float = 0,
 ) -> DatasetSource:
     """Batches of a map-style dataset; see ``batches``."""
-    order = checked_order(len(dataset), batch_size, shuffle, drop_last, sampler, weights)
+    order = checked_order(len(dataset), batch_size, shuffle, drop_last, sampler, weights, bootstrap)
     for name, function in [("collate_fn", collate_fn), ("to_batch", to_batch)]:
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function, not {function!r}")

@@ -49,8 +49,14 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
     >>> differences(fl.state_dict(a), fl.state_dict(a))
     []
     """
-    left, right = ({key: sd[key] for key in sd if key not in _NOT_STATE} for sd in (a, b))
-    return list(_compare(decode(left), decode(right), ""))
+    return list(_compare(decode(_state(a)), decode(_state(b)), ""))
+
+
+def _state(sd: Mapping[str, Any]) -> dict[str, Any]:
+    state = {key: value for key, value in sd.items() if key not in _NOT_STATE}
+    if "members" in state:
+        state["members"] = [_state(member) for member in state["members"]]
+    return state
 
 
 def _compare(a: Any, b: Any, path: str) -> Iterator[Difference]:

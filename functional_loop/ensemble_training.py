@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
+from typing import Any
 
 from .batch_stages import run_hook
 from .context import Context
@@ -13,7 +14,7 @@ from .ensemble_walk import Crew, walk_vectorised
 from .errors import attach_context
 from .leaving import Call, run_exit, run_resume
 from .loop import Loop
-from .member_hooks import check_batch_hooks
+from .member_hooks import BATCH_STAGES, check_batch_hooks
 from .member_step import MembersStep
 from .record import evolve
 from .stages import Callback
@@ -22,19 +23,19 @@ from .walk import Walk
 
 def iterate_members(ctx: Context) -> Generator[Context]:
     """Every boundary context after ``ctx``; see `iterate`."""
-    with closing(_run(ctx)) as crews:
-        for crew in crews:
-            yield crew.context()
+    with closing(_run(ctx)) as runs:
+        for run in runs:
+            yield run.context()
 
 
 def train_members(ctx: Context, steps: int | None) -> Context:
     """See `train`; ``steps`` are those of the members that still train."""
     goal = None if steps is None else ctx.global_step + steps
-    with closing(_run(ctx)) as crews:
-        for crew in crews:
-            if crew.live.global_step == goal and crew.live.stage == "batch_end":
+    with closing(_run(ctx)) as runs:
+        for run in runs:
+            if run.crew.live.global_step == goal and run.crew.live.stage == "batch_end":
                 break
-        return crew.context()
+        return run.context()
 
 
 class InTurn:
@@ -80,29 +81,63 @@ def _without_whole(loop: Loop) -> Loop:
     return evolve(loop, callbacks=silent)
 
 
-def _run(ctx: Context) -> Generator[Crew | InTurn]:
+class Run:
+    """Members that are trained, and the callbacks that are for all of them together.
+
+    Attributes:
+        slots: the states of these callbacks.
+    """
+
+    def __init__(self, ctx: Context, crew: Crew | InTurn) -> None:
+        self.crew = crew
+        self.loop = ctx.loop
+        self._whole = [callback for callback in ctx.loop.callbacks if callback.whole]
+        first = split_context(ctx)[0].callbacks if self._whole else {}
+        self.slots: dict[str, Any] = {c.id: first[c.id] for c in self._whole if c.init is not None}
+
+    def context(self) -> Context:
+        """The stacked context of all members."""
+        return self._with_slots(self.crew.context())
+
+    def run_hooks(self, before: str) -> None:
+        """Run the hooks that are for all members together, of the stage that is complete."""
+        stage = self.crew.live.stage
+        for callback in self._whole:
+            if stage in callback.hooks:
+                glance = callback.volatile and stage in BATCH_STAGES
+                given = self._with_slots(self.crew.live) if glance else self.context()
+                given = evolve(given, loop=self.loop, stage=before, running=stage)
+                made = run_hook(stage, callback.id, callback.hooks[stage], given)
+                if callback.id in self.slots:
+                    self.slots[callback.id] = made.callbacks[callback.id]
+
+    def _with_slots(self, ctx: Context) -> Context:
+        return evolve(ctx, callbacks={**ctx.callbacks, **self.slots}) if self.slots else ctx
+
+
+def _run(ctx: Context) -> Generator[Run]:
     """The members after every boundary of those that still train; the last is that after which all have finished."""
     if ctx.stage == "end":
         return
     check_no_skipping(ctx.loop)
     crew, boundaries, step = _start(ctx)
-    before = ctx.stage
+    before, run = ctx.stage, Run(ctx, crew)
     try:
         if ctx.stage != "":
-            _resume(ctx)
+            _resume(run.context())
         for _ in boundaries:
-            _run_whole(ctx.loop, before, crew)
+            run.run_hooks(before)
             before = crew.live.stage
-            yield crew
+            yield run
     except GeneratorExit:
-        _exit(crew.context(), None)
+        _exit(run.context(), None)
         raise
     except BaseException as error:
-        attach_context(error, last := crew.context())
+        attach_context(error, last := run.context())
         _exit(last, error)
         raise
     else:
-        _exit(crew.context(), None)
+        _exit(run.context(), None)
     finally:
         if step is not None:
             step.release()
@@ -115,16 +150,6 @@ def _start(ctx: Context) -> tuple[Crew | InTurn, Iterator[object], MembersStep |
         return crew, walk_vectorised(step, crew), step
     turns = InTurn(ctx)
     return turns, turns.walk(), None
-
-
-def _run_whole(loop: Loop, before: str, crew: Crew | InTurn) -> None:
-    """Run the hooks that are for all members together, of the stage that is complete."""
-    stage = crew.live.stage
-    callbacks = [callback for callback in loop.callbacks if callback.whole and stage in callback.hooks]
-    if callbacks:
-        given = evolve(crew.context(), stage=before, running=stage)
-        for callback in callbacks:
-            run_hook(stage, callback.id, callback.hooks[stage], given)
 
 
 def _resume(ctx: Context) -> None:

@@ -62,7 +62,9 @@ def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
     check_context(ctx, "predict")
     if isinstance(x, BatchSource):
         source = x
-        if (order := next((key for key in ("shuffle", "weighted") if x.fingerprint().get(key)), None)) is not None:
+        if (
+            order := next((key for key in ("shuffle", "weighted", "bootstrap") if x.fingerprint().get(key)), None)
+        ) is not None:
             raise ValueError(f"predict: the rows of this source come in a random order ({order}); make one without it")
     else:
         rows = _rows(x)

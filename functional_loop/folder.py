@@ -82,14 +82,14 @@ class Intact:
     seed: int | list[int]
     """The seed of the run, or those of all members of an ensemble."""
 
-    def into(self, ctx: Context, allow: Patterns) -> Context:
+    def into(self, ctx: Context, strict: bool, allow: Patterns) -> Context:
         """The context that was saved, in the loop of ``ctx``.
 
         Raises:
             StateDictError: it belongs to another loop; the differences are listed.
         """
         try:
-            return load_state_dict(ctx, self.state, allow=allow)
+            return load_state_dict(ctx, self.state, strict=strict, allow=allow)
         except StateDictError as error:
             error.add_note(f"while loading {self.path}")
             raise

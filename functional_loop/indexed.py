@@ -30,7 +30,8 @@ class IndexedSource(BatchSource):
     @property
     def is_fixed(self) -> bool:
         """Whether the order is the same for every seed."""
-        return not (self._order.shuffle or self._order.weights is not None or self._order.sampler is not None)
+        order = self._order
+        return not (order.shuffle or order.weights is not None or order.sampler is not None or order.bootstrap)
 
     def order(self, seed: int, epoch: int) -> torch.Tensor:
         """The row numbers of ``epoch`` in the order in which they are read, an int64 tensor.
@@ -54,6 +55,7 @@ class IndexedSource(BatchSource):
             "sampler": "" if order.sampler is None else type(order.sampler).__name__,
             "weighted": order.weights is not None,
             "weights": order.weights_sha256,
+            **({"bootstrap": True} if order.bootstrap else {}),
         }
 
     def _indices(self, seed: int, epoch: int, start: int) -> Iterator[torch.Tensor]:
@@ -106,12 +108,13 @@ def from_tensors(
     drop_last: bool = False,
     sampler: Any = None,
     weights: Any = None,
+    bootstrap: bool = False,
     hash_content: bool = False,
 ) -> TensorSource:
     """Batches of tensors in memory; see ``batches``."""
     y = () if y is None else y
     rows = _count_rows({"x": x, "y": y})
-    order = checked_order(rows, batch_size, shuffle, drop_last, sampler, weights)
+    order = checked_order(rows, batch_size, shuffle, drop_last, sampler, weights, bootstrap)
     content = _hash({"x": x, "y": y}) if hash_content else ""
     return TensorSource(order, batch_size, drop_last, _detach(x), _detach(y), content)
 
@@ -136,7 +139,9 @@ def _count_rows(arguments: dict[str, Any]) -> int:
     return rows[first]
 
 
-def checked_order(rows: int, batch_size: int, shuffle: bool, drop_last: bool, sampler: Any, weights: Any) -> Order:
+def checked_order(
+    rows: int, batch_size: int, shuffle: bool, drop_last: bool, sampler: Any, weights: Any, bootstrap: bool
+) -> Order:
     if type(batch_size) is not int:
         raise TypeError(f"batch_size must be an int, not {batch_size!r}")
     if batch_size < 1:
@@ -145,7 +150,7 @@ def checked_order(rows: int, batch_size: int, shuffle: bool, drop_last: bool, sa
         raise TypeError(f"drop_last must be True or False, not {drop_last!r}")
     if not rows:
         raise ValueError("the data has no rows")
-    order = make_order(rows, shuffle, sampler, weights)
+    order = make_order(rows, shuffle, sampler, weights, bootstrap)
     if drop_last and len(order) < batch_size:
         raise ValueError(
             f"an epoch has no batch: drop_last drops its {len(order)} rows, fewer than batch_size={batch_size}"

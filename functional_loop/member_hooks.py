@@ -39,7 +39,7 @@ def callback_of(ctx: Context, id: str) -> Callback:
 
 
 def check_batch_hooks(ctx: Context) -> None:
-    """Refuse object callbacks that would have to run once for all members.
+    """Refuse callbacks that would have to run once for all members, and can't.
 
     Raises:
         TypeError: there is one.
@@ -48,13 +48,19 @@ def check_batch_hooks(ctx: Context) -> None:
     if ctx.ensemble.batch_hooks == "each":
         return
     for stage in BATCH_STAGES:
-        for id, _ in ctx.loop.hooks[stage]:
-            callback = callback_of(ctx, id)
-            if hasattr(callback.source, "load_state_dict") and not callback.whole:
+        for callback in (callback_of(ctx, id) for id, _ in ctx.loop.hooks[stage]):
+            if what := "" if callback.whole else _obstacle(callback, ctx.loop.check_pure):
                 raise TypeError(
-                    f"callback {id!r} is an object, which can't run once for all members of an ensemble at {stage!r}: "
-                    "stack(contexts, batch_hooks='each') runs it for every member, at the cost of a call each"
+                    f"callback {callback.id!r} {what}, which can't run once for all members of an ensemble at "
+                    f"{stage!r}: stack(contexts, batch_hooks='each') runs it for every member, at the cost of a call "
+                    "each"
                 )
+
+
+def _obstacle(callback: Callback, check_pure: bool) -> str:
+    if not callback.vectorises:
+        return "is an object" if hasattr(callback.source, "load_state_dict") else "needs Python values"
+    return "is watched by check_pure" if check_pure else ""
 
 
 def for_every_member(ctx: Context, functions: Sequence[Callable[[Context], Context]]) -> Context:

@@ -18,7 +18,8 @@ from .rng import fold_in, seeded
 class Order:
     """Row numbers of an epoch, as a function of (seed, epoch).
 
-    They come one after the other, shuffled, drawn by weights, or from a sampler.
+    They come one after the other, shuffled, drawn by weights, or from a sampler. With ``bootstrap`` they are those of a
+    sample, with replacement and of as many rows, that is a function of the seed.
 
     The order drawn last is remembered, so that a run in small pieces doesn't draw it for every piece.
     """
@@ -27,6 +28,7 @@ class Order:
     shuffle: bool = False
     weights: torch.Tensor | None = None
     sampler: Any = None
+    bootstrap: bool = False
     weights_sha256: str = attrs.field(init=False, repr=False)
     _last: tuple[tuple[int, int], torch.Tensor] | None = attrs.field(default=None, init=False, repr=False)
 
@@ -44,6 +46,7 @@ class Order:
         if last is not None and last[0] == (seed, epoch):
             return last[1]
         drawn = self._draw(seed, epoch)
+        drawn = self._resample(seed)[drawn] if self.bootstrap else drawn
         self._last = ((seed, epoch), drawn)
         return drawn
 
@@ -58,6 +61,10 @@ class Order:
             return torch.randperm(self.rows, generator=generator, device="cpu")
         return torch.arange(self.rows, device="cpu")
 
+    def _resample(self, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(fold_in(seed, "bootstrap", 0))
+        return torch.randint(self.rows, (self.rows,), generator=generator, device="cpu")
+
     def _sample(self, position: int, epoch: int) -> torch.Tensor:
         with seeded(position):
             if hasattr(self.sampler, "set_epoch"):
@@ -70,16 +77,17 @@ class Order:
         return drawn
 
 
-def make_order(rows: int, shuffle: bool, sampler: Iterable[int] | None, weights: Any) -> Order:
+def make_order(rows: int, shuffle: bool, sampler: Iterable[int] | None, weights: Any, bootstrap: bool) -> Order:
     """Check the arguments of ``batches`` that decide the order, and make it.
 
     Raises:
-        TypeError: ``shuffle`` is not a bool, ``sampler`` has no length or can be read only once.
-        ValueError: more than one of them, an empty sampler or one with a generator of its own, or weights that
-            are not one finite number ≥ 0 per row.
+        TypeError: ``shuffle`` or ``bootstrap`` is not a bool, ``sampler`` has no length or can be read only once.
+        ValueError: more than one of the first three, ``bootstrap`` of rows that are drawn, an empty sampler or one with
+            a generator of its own, or weights that are not one finite number ≥ 0 per row.
     """
-    if type(shuffle) is not bool:
-        raise TypeError(f"shuffle must be True or False, not {shuffle!r}")
+    for name, flag in (("shuffle", shuffle), ("bootstrap", bootstrap)):
+        if type(flag) is not bool:
+            raise TypeError(f"{name} must be True or False, not {flag!r}")
     chosen = [
         n
         for n, on in [
@@ -91,9 +99,11 @@ def make_order(rows: int, shuffle: bool, sampler: Iterable[int] | None, weights:
     ]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} exclude each other: each decides the order of the rows")
+    if bootstrap and chosen not in ([], ["shuffle"]):
+        raise ValueError(f"bootstrap and {chosen[0]} exclude each other: both decide which rows are read how often")
     if sampler is not None:
         _check_sampler(sampler)
-    return Order(rows, shuffle, None if weights is None else _checked_weights(weights, rows), sampler)
+    return Order(rows, shuffle, None if weights is None else _checked_weights(weights, rows), sampler, bootstrap)
 
 
 def _check_sampler(sampler: Any) -> None:

@@ -28,9 +28,12 @@ class Place:
 
     @classmethod
     def of(cls, at: Context | Mapping[str, Any]) -> Place:
-        """The place of a context, or of its state dict."""
+        """The place of a context, or of its state dict; of an ensemble, that of the members that still train."""
         if isinstance(at, Mapping):
-            return cls(at["global_step"], at["epoch"], _ORDER.index(at["stage"]), at["step_valid"])
+            members: list[Mapping[str, Any]] = at.get("members", [at])
+            going = [member for member in members if member["stage"] != "end"]
+            here = going[0] if going else max(members, key=lambda member: member["global_step"])
+            return cls(here["global_step"], here["epoch"], _ORDER.index(here["stage"]), here["step_valid"])
         return cls(at.global_step, at.epoch, _ORDER.index(at.stage), at.step_valid)
 
     @property

@@ -14,6 +14,7 @@ import attrs
 from . import checkpoint_file
 from .context import Context
 from .differences import Difference, differences
+from .ensemble import stack
 from .loop import Loop, init
 from .migrations import migrate
 from .place import Place
@@ -43,6 +44,10 @@ def _without_hooks(callback: Callback) -> Callback:
     return callback.remade(resume=None, **dict.fromkeys(callback.hooks))
 
 
+class NoSuchPlaceError(ValueError):
+    """Training does not come to the place to which it was to be replayed."""
+
+
 def replay(ctx: Context, until: Context | StateDict | Place) -> Context:
     """Train on from ``ctx`` to the place of ``until``, without a trace in files or on the screen.
 
@@ -51,7 +56,7 @@ def replay(ctx: Context, until: Context | StateDict | Place) -> Context:
         until: a later context of the run, its state dict, or its place.
 
     Raises:
-        ValueError: training from ``ctx`` does not come to that place.
+        NoSuchPlaceError: training from ``ctx`` does not come to that place; a ValueError.
 
     >>> import functional_loop as fl
     >>> from functional_loop.examples.digits import loop
@@ -63,7 +68,7 @@ def replay(ctx: Context, until: Context | StateDict | Place) -> Context:
     goal = until if isinstance(until, Place) else Place.of(until)
     reached = _train_to(ctx, goal)
     if (at := Place.of(reached)) != goal:
-        raise ValueError(f"replay: training from {Place.of(ctx)} comes to {at}, and not to {goal}")
+        raise NoSuchPlaceError(f"replay: training from {Place.of(ctx)} comes to {at}, and not to {goal}")
     return reached
 
 
@@ -105,12 +110,13 @@ def verify(loop: Loop, path: str | os.PathLike[str], from_start: bool = False) -
     """Train again from every checkpoint in the folder ``path`` to the next, and compare, leaf by leaf.
 
     Nothing is written. Segments are independent, as each starts from what was saved: a run in which one bit was wrong
-    once differs in one segment.
+    once differs in one segment. An ensemble is trained again as it was trained, with all its members.
 
     Args:
         loop: the loop that was trained; each segment has the ``epochs`` that the later checkpoint was made with.
         path: the folder of checkpoints.
-        from_start: whether to train the first segment too, from the start of the run to the first checkpoint.
+        from_start: whether to train the first segment too, from the start of the run to the first checkpoint. Of an
+            ensemble that is a start from its seeds: where members began with other hyperparameters, it differs.
 
     Raises:
         FileNotFoundError: there are fewer checkpoints than a segment needs.
@@ -140,12 +146,12 @@ def verify(loop: Loop, path: str | os.PathLike[str], from_start: bool = False) -
         if state is not None or from_start:
             yield _replayed(loop, state, found)
         # From a run's end nothing goes on; where it had more epochs later, they went on from the epoch before.
-        if found["stage"] != "end":
+        if Place.of(found).stage != "end":
             state = found
 
 
 def _replayed(loop: Loop, start: StateDict | None, stop: StateDict) -> Segment:
-    ctx = load(loop, start) if start is not None else init(loop, stop["seed"])
+    ctx = load(loop, start) if start is not None else start_of(loop, stop)
     again = _train_to(ctx, Place.of(stop))
     return Segment(Place.of(ctx), Place.of(stop), tuple(replayed_differences([loop], state_dict(again), stop)))
 
@@ -159,24 +165,37 @@ def replayed_differences(loops: Sequence[Loop], a: StateDict, b: StateDict) -> l
     left_out = {f"callbacks/{callback.id}" for callback in callbacks if not callback.replays}
     if any(callback.volatile for callback in callbacks):
         left_out.add("terminate")
-    return [d for d in differences(a, b) if "/".join(d.path.split("/", 2)[:2]) not in left_out]
+    return [d for d in differences(a, b) if _of_one_run(d.path) not in left_out]
+
+
+def _of_one_run(path: str) -> str:
+    """The first two parts of a path, in the state of the member if it is that of an ensemble."""
+    parts = path.split("/")
+    return "/".join(parts[2:4] if parts[0] == "members" else parts[:2])
 
 
 def read_state(file: Path) -> tuple[StateDict, dict[str, Any]]:
-    """The state in a checkpoint, as this version of functional_loop saves it, and the metadata.
-
-    Raises:
-        ValueError: it is of an ensemble.
-    """
+    """The state in a checkpoint, as this version of functional_loop saves it, and the metadata."""
     state, metadata = checkpoint_file.read(file)
-    if "members" in state:
-        raise ValueError(f"{file} is of an ensemble, and only the checkpoints of one run can be replayed")
-    return migrate(state), metadata
+    if "members" not in state:
+        return migrate(state), metadata
+    common = {key: value for key, value in state.items() if key not in ("ensemble", "members")}
+    members = [migrate({**common, **member}) for member in state["members"]]
+    own = [{key: value for key, value in member.items() if key not in common} for member in members]
+    return {**{key: members[0][key] for key in common}, "ensemble": state["ensemble"], "members": own}, metadata
 
 
 def load(loop: Loop, state: StateDict) -> Context:
     """The context that ``state`` was taken from."""
-    return load_state_dict(init(loop, state["seed"]), state)
+    return load_state_dict(start_of(loop, state), state)
+
+
+def start_of(loop: Loop, state: StateDict) -> Context:
+    """The start of the run that ``state`` is of; of an ensemble, one whose members differ in their seeds alone."""
+    if "members" not in state:
+        return init(loop, state["seed"])
+    starts = [init(loop, member["seed"]) for member in state["members"]]
+    return stack(starts, state["ensemble"]["mode"], state["ensemble"]["batch_hooks"])
 
 
 def saved_files(path: str | os.PathLike[str]) -> list[Path]:

@@ -16,7 +16,14 @@ from .patterns import Patterns, matches
 from .store import CheckpointStore
 
 
-def resume(loop: Loop | Context, path: str | os.PathLike[str], seed: int = 0, allow: Patterns = ()) -> Context:
+def resume(
+    loop: Loop | Context,
+    path: str | os.PathLike[str],
+    seed: int = 0,
+    allow: Patterns = (),
+    *,
+    strict: bool = True,
+) -> Context:
     """The newest intact checkpoint in the folder ``path``, or the start of a new run if there is none.
 
     A damaged file that is newer is renamed to ``….damaged``, if nothing forbids it, and a ``UserWarning`` names it.
@@ -26,6 +33,8 @@ def resume(loop: Loop | Context, path: str | os.PathLike[str], seed: int = 0, al
         loop: a loop, whose run starts with ``init(loop, seed)``, or the context to start with (of an ensemble, say).
         allow: differences to continue in spite of; see `load_state_dict`. With ``"seed"`` the saved one counts. To save
             into the same folder then, its `CheckpointStore` has to allow them too.
+        strict: with ``False`` callbacks may have come and gone, see `load_state_dict`; a `CheckpointStore` that saves
+            into the same folder then has to allow ``"callbacks"``.
 
     Raises:
         StateDictError: the folder holds another run, or one with another seed; the differences are listed.
@@ -52,7 +61,7 @@ def resume(loop: Loop | Context, path: str | os.PathLike[str], seed: int = 0, al
                 f"{path} holds a run with another seed; resume with that one, or give this run a folder of its own:",
                 [f"seed: {found.seed} in what was saved, {here} here"],
             )
-        ctx = found.into(ctx, allow)
+        ctx = found.into(ctx, strict, allow)
     for broken, error in damaged.items():
         instead = f"using {found.path.name}" if found else "starting from the beginning"
         warnings.warn(f"{error}; {_set_aside(broken)}, {instead}", UserWarning, stacklevel=2)

@@ -80,8 +80,12 @@ class Callback:
         skips: a function of its state that gives the numbers of batches of the run that are passed over, as
             ``skip_batches`` of the Loop does.
         source: what the callback was made from, for others to find; ``None`` if it is pure.
-        whole: of an ensemble it is given the stacked context of all members, for effects: what it returns is checked
-            and dropped. Other callbacks run for every member. It runs at boundaries only, after the others.
+        whole: of an ensemble it runs once, at boundaries only and after the others, for effects (a checkpoint, a
+            display): it is given the stacked context of all members, and of what it returns its own slot is kept, the
+            same for all. If it is volatile, it gets at the stages of a batch only the members that still train, or the
+            first of them where they are trained in turn, which costs nothing. Other callbacks run for every member.
+        vectorises: whether its hooks at the stages of a batch can run once for all members of an ensemble, under
+            ``torch.func.vmap``; if not, an ensemble refuses them before training.
         hooks: a function ``Context -> Context`` by stage; see `STAGES`.
 
     Raises:
@@ -108,6 +112,7 @@ class Callback:
     skips: Callable[[Any], Iterable[int]] | None
     source: Any
     whole: bool
+    vectorises: bool
     hooks: dict[str, Hook]
 
     def __init__(
@@ -123,6 +128,7 @@ class Callback:
         skips: Callable[[Any], Iterable[int]] | None = None,
         source: Any = None,
         whole: bool = False,
+        vectorises: bool = True,
         **hooks: Unpack[Hooks],
     ) -> None:
         if not isinstance(id, str):
@@ -142,7 +148,9 @@ class Callback:
             if function is not None and not callable(function):
                 raise TypeError(f"callback {id!r}: {name} must be a function of the context, not {function!r}")
         ordered = {stage: given[stage] for stage in STAGES if given.get(stage) is not None}
-        self.__attrs_init__(id, init, float(weight), kind, resume, volatile, replays, skips, source, whole, ordered)
+        self.__attrs_init__(
+            id, init, float(weight), kind, resume, volatile, replays, skips, source, whole, vectorises, ordered
+        )
 
     @property
     def keeps_state(self) -> bool:

@@ -216,12 +216,14 @@ class CheckpointStore:
                 self._lock.release()
                 self._lock = None
 
-    def load(self, loop: Loop, step: int | None = None, allow: Patterns | None = None) -> Context:
+    def load(
+        self, loop: Loop, step: int | None = None, allow: Patterns | None = None, *, strict: bool = True
+    ) -> Context:
         """The context saved at ``global_step`` ``step``, or the newest one, with every bit of its file verified.
 
         Damaged files that are newer than the one loaded are named in a ``UserWarning``. The context of a finished
         run is taken only where ``loop`` has nothing left to train, else the ``epoch_end`` before it. ``allow`` is for
-        once what that of the store is for all.
+        once what that of the store is for all, ``strict`` what it is for `load_state_dict`.
 
         Raises:
             FileNotFoundError: there is no checkpoint, or none of that step.
@@ -239,7 +241,7 @@ class CheckpointStore:
             warnings.warn(f"{error}; using {found.path.name}", UserWarning, stacklevel=2)
         seed = found.seed
         start = init(loop, seed) if isinstance(seed, int) else stack([init(loop, each) for each in seed])
-        return found.into(start, self.allow if allow is None else allow)
+        return found.into(start, strict, self.allow if allow is None else allow)
 
     def _locked(self) -> FolderLock:
         """The lock of the folder, which is made if there is none.

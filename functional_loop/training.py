@@ -75,7 +75,7 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
     """One batch, with the three batch stages: the context of its ``batch_end``.
 
     For those who bring their own batches. The batch takes the place of the epoch's next that is not skipped; ``exit``
-    hooks do not run. A hook may go back to an earlier context, see `rollback`: look at ``ctx.step``.
+    hooks do not run. A hook may go back to an earlier context, see `rollback`: look at ``ctx.epoch`` and ``ctx.step``.
 
     Args:
         ctx: a context after ``epoch_begin`` or ``batch_end``.

@@ -37,6 +37,25 @@ def over_members(function: Callable[..., Any], arguments: tuple[Any, ...], membe
         return tree_map(lambda tensor: _functorch._remove_batch_dim(tensor, level, members, 0), outputs)
 
 
+def is_of_members(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is that of every member at once, inside of a function that ``torch.func.vmap`` maps."""
+    batched: bool = _functorch.is_batchedtensor(tensor)
+    return batched
+
+
+def is_any(flag: Tensor) -> bool:
+    """Whether ``flag`` is true; inside of a function that ``torch.func.vmap`` maps, whether it is for any member.
+
+    It waits for the device. What is done where it holds must be right for the members for which it does not.
+
+    >>> torch.func.vmap(lambda x: torch.where(x > 1, 0.0, x) if is_any(x > 1) else x)(torch.tensor([1.0, 2.0]))
+    tensor([1., 0.])
+    """
+    while is_of_members(flag):
+        flag = _functorch.get_unwrapped(flag)
+    return bool(flag.any())
+
+
 class FasterRules(TorchFunctionMode):
     """A region in which linear layers and cross entropy of all members are one call each.
 

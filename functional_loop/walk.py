@@ -116,10 +116,10 @@ class Walk:
         probe = True
         while (item := _next(items, lambda: f"training data ({place_of(self.ctx, step=1)})")) is not None:
             (batch, data), last = item
-            number = self.ctx.step + 1
+            number = self.ctx.global_step + 1
             self._ctx = train_batch(self._step, self.ctx, batch, data, last, probe)
             yield True
-            if self.ctx.step != number:
+            if self.ctx.global_step != number:
                 return True
             probe = False
         return False

@@ -361,3 +361,17 @@ def test_a_missing_extra_is_named(
     assert capsys.readouterr().err == (
         f"functional-loop: error: the command line needs {extra}: pip install functional-loop[cli]\n"
     )
+
+
+def test_a_difference_that_is_allowed_does_not_stop_a_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "project_loops.py:loop", "--run", "run", "--max-steps", "5"]) == 0
+    source = Path("project_loops.py").read_text()
+    Path("other_loops.py").write_text(source.replace("batch_size=8", "batch_size=4"))
+    capsys.readouterr()
+    again = ["train", "other_loops.py:loop", "--run", "run"]
+    assert main(again) == 2
+    assert "train/batch_size" in capsys.readouterr().err
+    assert main([*again, "--allow", "train/batch_size"]) == 0
+    assert "continuing after" in capsys.readouterr().out
+    assert max(checkpoints(Path("run"))) >= "step-00000030"
+    sys.modules.pop("other_loops", None)

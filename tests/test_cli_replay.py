@@ -15,6 +15,7 @@ import torch
 import functional_loop as fl
 from functional_loop import checkpoint_file
 from functional_loop.cli import main
+from functional_loop.cli.target import load_loop
 
 SOURCE = """
 import torch
@@ -175,3 +176,46 @@ def test_a_wrong_command_is_one_line(
     told = capsys.readouterr()
     assert message in told.err
     assert told.err.count("\n") == 1
+
+
+ENSEMBLE = """
+import functional_loop as fl
+from functional_loop.callbacks import checkpoint
+from looked_into import make
+
+loop = make()
+ensemble = fl.evolve(loop, callbacks=[checkpoint("many/checkpoints", every_steps=5)])
+"""
+
+
+def test_commands_know_ensembles(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("together.py").write_text(ENSEMBLE)
+    loop = load_loop("together.py:ensemble")
+    fl.train(fl.stack([fl.init(loop, seed) for seed in (3, 4)], mode="vectorised"))
+    assert main(["verify", "many", "together.py:ensemble", "--from-start"]) == 0
+    assert "step 0, before the run  →" in capsys.readouterr().out
+    assert main(["bisect", "many", "many", "--target", "together.py:ensemble"]) == 0
+    assert main(["diff", "many", "many"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "many"]) == 0
+    out = capsys.readouterr().out
+    assert "step 15, after end; seeds 3, 4, finished" in out
+    assert re.search(r"member 1: +valid\.error \d\.\d{4}  loss", out)
+    assert main(["export", str(checkpoints("many")[-1]), "out.pt"]) == 2
+    assert "is of an ensemble" in capsys.readouterr().err
+    sys.modules.pop("together", None)
+
+
+def test_a_run_on_a_few_batches_or_steps_is_replayed_as_it_was_trained(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--overfit", "2", "--max-steps", "5", "--every-steps", "2", "--epochs", "4"]
+    for folder in ("few", "again"):
+        Path("scores.csv").unlink(missing_ok=True)
+        assert main(["train", "looked_into.py:loop", "--run", folder, *few]) == 0
+    assert json.loads(Path("few/run.json").read_text())["overfit"] == 2
+    for arguments in (["few"], ["few/checkpoints"], ["few", "looked_into.py:loop"]):
+        assert main(["verify", *arguments, "--from-start"]) == 0
+    assert main(["bisect", "few", "again"]) == 0
+    assert main(["bisect", "few", "a"]) == 2
+    assert "the runs have not the same steps in an epoch" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import random
 import signal
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset, W
 
 import functional_loop as fl
 from functional_loop.data import to_device
+from tests.ensembles import data as ensemble_data
+from tests.ensembles import make_loop
 
 laws = settings(max_examples=25, deadline=None)
 rows, sizes, seeds, epochs = st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**40), st.integers(1, 9)
@@ -457,3 +460,56 @@ def test_a_source_is_true_and_has_the_length_of_an_epoch():
     source = fl.batches(torch.zeros(5, 1), batch_size=2)
     assert source
     assert len(source) == len(list(islice(source.fetch(0, 1, 0, ()), 10))) == 3
+
+
+@laws
+@given(rows, seeds, epochs, epochs, st.booleans())
+def test_a_bootstrap_sample_is_the_same_in_all_epochs(n, seed, epoch, other, shuffle):
+    source = fl.batches(*data(n), batch_size=4, shuffle=shuffle, bootstrap=True)
+    first, second = source.order(seed, epoch), source.order(seed, other)
+    assert first.sort().values.tolist() == second.sort().values.tolist()
+    assert len(first) == n
+    if not shuffle:
+        assert torch.equal(first, second)
+    assert torch.equal(index_of(read(source, seed, epoch, start=1)), first[4:]) if n > 4 else True
+
+
+def test_bootstrap_samples_differ_between_seeds_and_leave_a_third_out():
+    source = fl.batches(*data(3000), bootstrap=True)
+    one, other = (source.order(seed, 1) for seed in (1, 2))
+    assert not torch.equal(one.sort().values, other.sort().values)
+    assert len(one.unique()) / 3000 == pytest.approx(1 - math.exp(-1), abs=0.03)
+
+
+def test_a_bootstrap_sample_is_shuffled_anew_in_every_epoch_with_repeats_apart():
+    source = fl.batches(*data(500), shuffle=True, bootstrap=True)
+    assert not torch.equal(source.order(0, 1), source.order(0, 2))
+    alone = fl.batches(*data(500), bootstrap=True).order(0, 1)
+    assert torch.equal(source.order(0, 1), alone[fl.batches(*data(500), shuffle=True).order(0, 1)])
+
+
+def test_workers_read_the_bootstrap_sample_too():
+    dataset = TensorDataset(*data(11))
+    here, there = (fl.batches(dataset, batch_size=4, bootstrap=True, num_workers=n) for n in (0, 1))
+    assert torch.equal(index_of(read(here)), index_of(read(there)))
+    assert torch.equal(index_of(read(here)), fl.batches(*data(11), bootstrap=True).order(0, 1))
+
+
+@pytest.mark.parametrize("options", [{"weights": torch.ones(5)}, {"sampler": [0, 1]}])
+def test_bootstrap_of_rows_that_are_drawn_already_is_an_error(options):
+    with pytest.raises(ValueError, match=r"bootstrap and (weights|sampler) exclude each other"):
+        fl.batches(*data(5), bootstrap=True, **options)
+    with pytest.raises(TypeError, match="bootstrap must be True or False"):
+        fl.batches(*data(5), bootstrap=1)
+
+
+def test_a_run_on_a_bootstrap_sample_resumes_exactly_and_on_no_other_data(tmp_path):
+    def loop(**options):
+        return make_loop(train=fl.batches(*ensemble_data(), batch_size=16, shuffle=True, **options))
+
+    ctx = fl.init(loop(bootstrap=True), seed=3)
+    fl.CheckpointStore(tmp_path).save(fl.train(ctx, steps=6))
+    assert fl.digest(fl.train(fl.resume(loop(bootstrap=True), tmp_path, seed=3))) == fl.digest(fl.train(ctx))
+    assert fl.digest(fl.train(ctx)) != fl.digest(fl.train(fl.init(loop(), seed=3)))
+    with pytest.raises(fl.StateDictError, match="bootstrap"):
+        fl.resume(loop(), tmp_path, seed=3)

@@ -250,7 +250,9 @@ def sources() -> dict[str, fl.BatchSource]:
     rows = torch.utils.data.TensorDataset(x, y)
     return {
         "in order": fl.batches(x, y, batch_size=16),
-        "bootstrap": fl.batches(x, y, batch_size=16, weights=torch.ones(70)),
+        "redrawn": fl.batches(x, y, batch_size=16, weights=torch.ones(70)),
+        "bootstrap": fl.batches(x, y, batch_size=16, shuffle=True, bootstrap=True),
+        "bootstrap of a dataset": fl.batches(rows, batch_size=16, bootstrap=True),
         "dataset": fl.batches(rows, batch_size=16, shuffle=True),
         "same order": fl.same_order(fl.batches(x, y, batch_size=16, shuffle=True), seed=3),
         "loader": fl.batches(torch.utils.data.DataLoader(rows, batch_size=16, shuffle=True)),

@@ -164,9 +164,3 @@ def test_what_is_for_one_run_says_so(tmp_path: Path) -> None:
         fl.to_checkpoint(stacked)
     with pytest.raises(ValueError, match="to_safetensors takes the context of one run"):
         fl.to_safetensors(stacked, tmp_path / "network.safetensors")
-    store = fl.CheckpointStore(tmp_path)
-    for steps in (1, 2):
-        store.save(fl.train(stacked, steps=steps))
-    store.close()
-    with pytest.raises(ValueError, match="is of an ensemble"):
-        list(fl.verify(stacked.loop, tmp_path))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +352,26 @@ def test_another_environment_in_a_file_is_a_warning_and_no_other_run(tmp_path: P
         fl.resume(full_loop(), tmp_path, seed=3, allow=["threads"])
         fl.CheckpointStore(tmp_path).save(loaded)
         fl.resume(full_loop(), tmp_path, seed=3)
+
+
+@pytest.mark.parametrize(("before", "after"), [((), ("counter",)), (("counter",), ())])
+def test_callbacks_come_and_go_in_a_store_if_it_is_not_strict(
+    before: tuple[str, ...], after: tuple[str, ...], tmp_path: Path
+) -> None:
+    def loop(ids: tuple[str, ...]) -> fl.Loop:
+        return full_loop(callbacks=[counter(id) for id in ids])
+
+    with fl.CheckpointStore(tmp_path) as store:
+        store.save(fl.train(fl.init(loop(before)), steps=3))
+    for load in (partial(fl.resume, path=tmp_path), store.load):
+        with pytest.raises(fl.StateDictError, match="strict=False lets callbacks come and go"):
+            load(loop(after))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="the saved state of callback 'counter' is dropped")
+            ctx = load(loop(after), strict=False)
+        assert (ctx.global_step, tuple(ctx.callbacks)) == (3, after)
+        with pytest.raises(fl.StateDictError):
+            load(full_loop(callbacks=[], accumulate=1), strict=False)
+    with fl.CheckpointStore(tmp_path, allow="callbacks") as store:
+        store.save(fl.train(ctx, steps=1))
+    assert store.steps() == [3, 4]

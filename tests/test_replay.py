@@ -30,6 +30,7 @@ from functional_loop.callbacks import (
 )
 from functional_loop.place import Place
 from functional_loop.replay import quiet, saved_files
+from tests import ensembles
 from tests.sample_loops import counter, full_loop
 from tests.strategies import boundaries, examples, seeds, specs
 
@@ -288,3 +289,50 @@ def test_sizes_of_differences() -> None:
     (found,) = fl.differences({"x": torch.tensor([torch.nan])}, {"x": torch.tensor([1.0])})
     assert found.max_abs is not None
     assert found.max_abs != found.max_abs
+
+
+# ---- ensembles
+
+
+def ensemble(folder: Path, mode: str, *callbacks: Any) -> fl.Loop:
+    """A loop of which an ensemble was trained, one member of which stopped early."""
+
+    def stop(ctx: fl.Context) -> fl.Context:
+        return fl.evolve(ctx, terminate=ctx.seed == 1 and ctx.epoch == 1)
+
+    saving = checkpoint(folder, every_steps=3)
+    loop = ensembles.make_loop(callbacks=[fl.Callback("stop", epoch_end=stop), *callbacks, progress(), saving])
+    fl.train(fl.stack(ensembles.starts(loop), mode=mode))
+    return loop
+
+
+@pytest.mark.parametrize("mode", ["vectorised", "exact"])
+def test_every_segment_of_an_ensemble_replays(mode: str, tmp_path: Path) -> None:
+    loop = ensemble(tmp_path, mode)
+    segments = list(fl.verify(loop, tmp_path, from_start=True))
+    assert all(segments)
+    assert [segment.stop.global_step for segment in segments] == [3, 4, 6, 8, 9, 12, 12]
+    path = saved_files(tmp_path)[2]
+    members = checkpoint_file.read(path)[0]["members"]
+    weights = dict(members[2]["network"])
+    weights["6.1.bias"] = weights["6.1.bias"] + 1
+    damage(path, members=[*members[:2], {**members[2], "network": weights}])
+    wrong = [segment for segment in fl.verify(loop, tmp_path) if not segment]
+    assert wrong[0].stop.global_step == 6
+    assert [d.path for d in wrong[0].differences] == ["members/2/network/6.1.bias"]
+
+
+@pytest.mark.parametrize("mode", ["vectorised", "exact"])
+def test_bisect_finds_the_step_and_the_member_of_an_ensemble(mode: str, tmp_path: Path) -> None:
+    def change(ctx: fl.Context) -> fl.Context:
+        if ctx.global_step != 7:
+            return ctx
+        bias = ctx.params["6.1.bias"]
+        changed = torch.where(torch.as_tensor(ctx.seed == 2), bias + 1, bias)
+        return fl.evolve(ctx, params={**ctx.params, "6.1.bias": changed})
+
+    loops = ensemble(tmp_path / "a", mode), ensemble(tmp_path / "b", mode, fl.Callback("change", batch_end=change))
+    parting = bisect(loops, (tmp_path / "a", tmp_path / "b"))
+    assert (parting.place.global_step, parting.place.stage, parting.unfaithful) == (7, "batch_end", ())
+    assert [d.path for d in parting.differences] == ["members/2/network/6.1.bias"]
+    assert not bisect((loops[0], loops[0]), (tmp_path / "a", tmp_path / "a"))

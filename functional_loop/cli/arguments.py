@@ -44,6 +44,13 @@ def _add_train(commands: Any) -> Parser:
     train.add_argument("--every-steps", metavar="N", type=_positive, help="save every N batches, not only every epoch")
     train.add_argument("--max-steps", metavar="N", type=_positive, help="stop and save after the N-th batch of the run")
     train.add_argument(
+        "--allow",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="continue in spite of a difference that was refused, by its name in the message, such as train/batch_size",
+    )
+    train.add_argument(
         "--requeue",
         metavar="COMMAND",
         help="run after SIGUSR1, when all is saved, such as scontrol requeue $SLURM_JOB_ID",

@@ -6,6 +6,7 @@ import argparse
 
 from ..bisection import Parting, bisect
 from ..errors import CheckpointError, StateDictError
+from ..replay import NoSuchPlaceError
 from .console import make_console
 from .found import checkpoints_of, loop_of
 from .leaves import count, table
@@ -24,6 +25,8 @@ def run(options: argparse.Namespace, command: str) -> int:
         parting = bisect(loops, paths)
     except (CheckpointError, StateDictError, FileNotFoundError) as error:
         raise UsageError(in_one_line(error)) from None
+    except NoSuchPlaceError as error:
+        raise UsageError(f"the runs have not the same steps in an epoch, to compare them by: {error}") from None
     console.print(_sentence(parting), soft_wrap=True)
     if parting:
         console.print(table(parting.differences))

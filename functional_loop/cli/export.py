@@ -37,6 +37,8 @@ def export(file: Path, out: Path) -> int:
         state, metadata = checkpoint_file.read(file)
         if "fingerprint" not in metadata:
             raise UsageError(f"{file} is no checkpoint of a run")
+        if "members" in state:
+            raise UsageError(f"{file} is of an ensemble: in Python, save to_module(ctx, member=...).state_dict()")
         state = migrate(state)
     except (FunctionalLoopError, OSError) as error:
         raise UsageError(str(error)) from None

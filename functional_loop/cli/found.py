@@ -9,7 +9,7 @@ from .. import checkpoint_file
 from ..errors import CheckpointError, FunctionalLoopError
 from ..loop import Loop
 from ..replay import read_state, saved_files
-from .run_file import read_target
+from . import run_file
 from .target import load_loop, with_history
 from .usage import UsageError
 
@@ -40,12 +40,13 @@ def read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
 
 
 def loop_of(folder: Path, target: str | None) -> Loop:
-    """The loop that was trained in ``folder``: ``target``, or what was noted there.
+    """The loop that was trained in ``folder``: ``target``, or what was noted there, as it was trained.
 
     Raises:
         UsageError: there is no such thing.
     """
-    loop = load_loop(target or read_target(folder))
+    trained = run_file.read(folder, target)
+    loop = load_loop(trained.target, overfit_batches=trained.overfit)
     return with_history(loop) if any(map(_has_history, saved_files(checkpoints_of(folder)))) else loop
 
 

@@ -25,10 +25,13 @@ def run(options: argparse.Namespace, command: str) -> int:
     file, state, metadata = read(options.file)
     environment = metadata.get("environment", {})
     versions = [f"{name} {environment[name]}" for name in ("functional_loop", "torch") if name in environment]
+    members, place = state.get("members", [state]), Place.of(state)
+    seeds = ("seed " if len(members) == 1 else "seeds ") + ", ".join(str(member["seed"]) for member in members)
+    scores = [_scores(member) or "none" for member in members]
     lines = {
         "file": f"{file}, {size(file.stat().st_size)}, every bit verified",
-        "place": f"{Place.of(state)}; seed {state['seed']}" + (", finished" if state["stage"] == "end" else ""),
-        "scores": _scores(state) or "none",
+        "place": f"{place}; {seeds}" + (", finished" if place.stage == "end" else ""),
+        **({f"member {i}": line for i, line in enumerate(scores)} if "members" in state else {"scores": scores[0]}),
         "written by": ", ".join(versions) or "unknown",
     }
     for name, line in lines.items():

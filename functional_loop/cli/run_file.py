@@ -6,34 +6,47 @@ import json
 import os
 from pathlib import Path
 
+import attrs
+
 from .usage import UsageError
 
 NAME = "run.json"
 
 
-def write(folder: Path, target: str) -> None:
+@attrs.frozen
+class Trained:
+    """What was trained in a folder: the target, and on how many batches where it was not on all (``--overfit``)."""
+
+    target: str
+    overfit: int | None = None
+
+
+def write(folder: Path, trained: Trained) -> None:
     """Note in ``folder`` what is trained there; a file is noted by its absolute path."""
-    place, _, name = target.rpartition(":")
-    if place.endswith(".py"):
-        target = f"{Path(place).resolve()}:{name}"
+    place, _, name = trained.target.rpartition(":")
+    target = f"{Path(place).resolve()}:{name}" if place.endswith(".py") else trained.target
+    noted = {"target": target, **({} if trained.overfit is None else {"overfit": trained.overfit})}
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{NAME}.tmp"
-    temporary.write_text(json.dumps({"target": target}) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(noted) + "\n", encoding="utf-8")
     os.replace(temporary, folder / NAME)
 
 
-def read_target(folder: Path) -> str:
-    """The target that was trained in ``folder``, or in the folder that ``folder`` is in.
+def read(folder: Path, target: str | None = None) -> Trained:
+    """What was trained in ``folder``, or in the folder that ``folder`` is in; as ``target``, if that is given.
 
     Raises:
-        UsageError: nothing is noted there, or it can't be read.
+        UsageError: nothing is noted there and no target is given, or what is noted can't be read.
     """
-    for path in (folder / NAME, folder.parent / NAME):
-        if path.is_file():
-            try:
-                target = json.loads(path.read_text(encoding="utf-8"))["target"]
-            except (ValueError, LookupError, TypeError) as error:
-                raise UsageError(f"{path} can't be read ({error}); give the TARGET that was trained") from None
-            if isinstance(target, str):
-                return target
-    raise UsageError(f"{folder} does not say what was trained there; give the TARGET")
+    path = next((path for path in (folder / NAME, folder.parent / NAME) if path.is_file()), None)
+    if path is None:
+        if target is None:
+            raise UsageError(f"{folder} does not say what was trained there; give the TARGET")
+        return Trained(target)
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return Trained(str(target or noted["target"]), noted.get("overfit"))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if target is not None:
+            return Trained(target)
+        raise UsageError(f"{path} can't be read ({error}); give the TARGET that was trained") from None

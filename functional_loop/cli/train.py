@@ -56,7 +56,7 @@ class Run:
         self.loop = loop
         self.options = options
         self.command = command
-        self.store = CheckpointStore(self.folder / "checkpoints", keep_last=_KEPT)
+        self.store = CheckpointStore(self.folder / "checkpoints", keep_last=_KEPT, allow=options.allow)
         self.console = make_console()
 
     def train(self, seed: int) -> int:
@@ -72,7 +72,7 @@ class Run:
             f"a new run of {_epochs(self.loop)}, seed {seed}" if ctx.stage == "" else f"continuing after {_place(ctx)}"
         )
         self._say(f"{self.folder}: {start}")
-        run_file.write(self.folder, self.options.target)
+        run_file.write(self.folder, run_file.Trained(self.options.target, self.options.overfit))
         signals = Signals(self._requeue)
         try:
             with signals:
@@ -88,7 +88,7 @@ class Run:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:
-                ctx = resume(self.loop, self.store.path, seed)
+                ctx = resume(self.loop, self.store.path, seed, self.options.allow)
             except (StateDictError, CheckpointError) as error:
                 raise UsageError(in_one_line(error)) from None
         for warning in caught:

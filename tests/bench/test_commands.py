@@ -65,13 +65,16 @@ def test_hooks(tmp_path: Path) -> None:
 
 
 def test_memory(tmp_path: Path) -> None:
-    rows = rows_of(tmp_path, "memory", "--workload", "mlp", "--epochs", "1")
-    assert [row["steps"] for row in rows] == [256] * 4
+    rows = rows_of(tmp_path, "memory", "--workload", "mlp", "--epochs", "1", "--members", "2", "16")
+    assert [row["steps"] for row in rows] == [256] * 6 + [8] * 2
     by_name = {row["run"]: row for row in rows}
     # 256 contexts of 3 times 5600 parameters.
     assert by_name["every context kept"]["added MiB"] > 10
     assert by_name["hand-written, copies kept"]["added MiB"] > 10
     assert by_name["train()"]["added MiB"] < 10
+    assert by_name["last 3 contexts kept"]["added MiB"] < 10
+    few, many = (by_name[f"ensemble of {members}"]["in parameters"] for members in (2, 16))
+    assert 0.5 < many / few < 1.5
 
 
 def test_scale(tmp_path: Path) -> None:

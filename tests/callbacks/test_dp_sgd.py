@@ -126,3 +126,7 @@ def test_it_says_what_is_missing() -> None:
     stream = fl.batches([(torch.zeros(2, 3), torch.zeros(2, 2))])
     with pytest.raises(ValueError, match="is not known"):
         dp_epsilon(fl.init(loop(dp_sgd(1.0, 1.0), train=stream)), 1e-5)
+    for drawn in ({"bootstrap": True}, {"weights": torch.ones(4)}):
+        source = fl.batches(torch.zeros(4, 3), torch.zeros(4, 2), **drawn)
+        with pytest.raises(ValueError, match="more than once"):
+            dp_epsilon(fl.init(loop(dp_sgd(1.0, 1.0), train=source)), 1e-5)

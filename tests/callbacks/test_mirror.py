@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -571,3 +573,43 @@ def test_two_objects_see_what_the_other_wrote() -> None:
     callback, seen = watching(look, stages=("batch_end",))
     train(make_loop(callbacks=[doing("Writing", on_batch_end=write), callback]))
     assert [values for _, values in seen] == [(float(n), 1.0 / n) for n in range(1, 7)]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_the_state_of_the_optimizer_can_be_replaced_without_a_look_at_it(replace: bool) -> None:
+    def write(ctx: Any) -> None:
+        if replace:
+            ctx.optimizer.state = collections.defaultdict(dict)
+        else:
+            ctx.optimizer.state.clear()
+
+    momentum = fl.optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)
+    assert train(by_object("epoch_end", write, optimizer=momentum)).optimizer_state["slots"] == {}
+
+
+def test_a_rate_alone_leaves_the_tensors_of_the_optimizer_as_they_are() -> None:
+    def write(ctx: Any) -> None:
+        ctx.optimizer.param_groups[0]["lr"] *= 0.5
+
+    start = fl.train(
+        fl.init(by_object("before_valid", write, optimizer=fl.optimizer(torch.optim.AdamW, lr=0.1))), steps=3
+    )
+    after = next(fl.iterate(start))
+    assert after.optimizer_state["groups"][0]["lr"] == 0.05
+    assert after.optimizer_state["slots"] is start.optimizer_state["slots"]
+
+
+def test_copies_of_the_optimizer_are_ordinary_ones() -> None:
+    kept: list[torch.optim.Optimizer] = []
+
+    def copied(ctx: Any) -> None:
+        kept.append(copy.deepcopy(ctx.optimizer))
+        kept.append(pickle.loads(pickle.dumps(ctx.optimizer)))
+        assert isinstance(ctx.optimizer, torch.optim.AdamW)
+
+    ctx = train(by_object("end", copied, optimizer=fl.optimizer(torch.optim.AdamW, lr=0.1)))
+    expected = fl.to_optimizer(ctx, fl.to_module(ctx)).state_dict()
+    for optimizer in kept:
+        assert type(optimizer) is torch.optim.AdamW
+        assert fl.tree_equal(optimizer.state_dict()["state"], expected["state"])
+        optimizer.step()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 from pathlib import Path
@@ -117,7 +118,46 @@ def test_batches_before_the_bad_one_can_be_passed_over_too() -> None:
     ctx = fl.train(fl.init(make_loop(callbacks=[spoiling(3), rollback(back=2, skip=2)])))
     assert ctx.callbacks["rollback"]["skipped"] == [2, 3]
     ctx = fl.train(fl.init(make_loop(callbacks=[spoiling(4), rollback(back=3, skip=3)])))
-    assert ctx.callbacks["rollback"]["skipped"] == [4]
+    assert ctx.callbacks["rollback"]["skipped"] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("back", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("skip", [1, 2])
+def test_it_goes_back_to_an_earlier_epoch(back: int, every: int, skip: int) -> None:
+    """An epoch has three batches, of which the fourth and the eighth are the first of one and the second of another."""
+    history = t_clbk("history")
+    guard = rollback(back=max(back, skip), every=every, skip=skip)
+    loop = full_loop(callbacks=[history, spoiling(4, 8), guard], epochs=4)
+    start = fl.init(loop)
+    contexts = list(fl.iterate(start))
+    ctx = contexts[-1]
+    assert ctx.callbacks["rollback"]["rollbacks"] >= 2
+    skipped = ctx.callbacks["rollback"]["skipped"]
+    assert {4, 8} <= set(skipped)
+    never = fl.evolve(loop, callbacks=[history, spoiling(), rollback()], skip_batches=skipped)
+    assert is_same(ctx, fl.train(fl.init(never)))
+    if every == 1 and back > 1:
+        first = next(b for a, b in itertools.pairwise(contexts) if b.global_step < a.global_step)
+        assert first.global_step == max(4 - back, 0)
+    for at in contexts:
+        assert fl.digest(fl.train(fl.load_state_dict(start, fl.state_dict(at)))) == fl.digest(ctx)
+
+
+def test_going_back_by_a_whole_epoch_is_noticed() -> None:
+    loop = full_loop(callbacks=[spoiling(5), rollback(back=3)], epochs=2)
+    places = [(ctx.epoch, ctx.step) for ctx in fl.iterate(fl.init(loop)) if ctx.stage == "batch_end"]
+    assert places == [(1, 1), (1, 2), (1, 3), (2, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    ctx = fl.train(fl.init(loop))
+    assert is_same(ctx, fl.train(fl.init(fl.evolve(loop, callbacks=[spoiling(), rollback()], skip_batches={5}))))
+
+
+def test_it_keeps_no_more_than_it_needs() -> None:
+    for back, every in ((1, 1), (4, 1), (4, 2), (1, 9)):
+        loop = full_loop(callbacks=[rollback(back=back, every=every)], epochs=6)
+        kept = [len(ctx.callbacks["rollback"]["kept"]) for ctx in fl.iterate(fl.init(loop))]
+        # An epoch of three batches adds its beginning.
+        assert max(kept) <= back // every + 2 + back // 3 + 1
 
 
 def test_the_learning_rate_is_lowered_every_time() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import functional_loop as fl
+from functional_loop.callbacks.rollback import rollback
 from functional_loop.callbacks.unfreeze import unfreeze
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import epoch_of, full_loop, make_loop, same_bits
@@ -24,6 +25,31 @@ def test_parameters_are_unfrozen_at_epochs_and_batches() -> None:
     rows = [{"epoch": 2, "weights": ["1.*"]}, {"batch": 5, "weights": lambda name: name.startswith("0")}]
     seen = trainable(make_loop(callbacks=[unfreeze("3.*", rows)]))
     assert seen == [HEAD, HEAD, HEAD, ALL[2:], ALL, ALL]
+
+
+@pytest.mark.parametrize("skipped", [{3}, {3, 4}, {2, 3, 4, 5}, {4, 5}])
+def test_a_batch_that_is_passed_over_unfreezes_at_the_next(skipped: set[int]) -> None:
+    loop = make_loop(callbacks=[unfreeze("3.*", [{"batch": 3, "weights": "1.*"}])], skip_batches=skipped)
+    expected = [ALL[2:] if any(m >= 3 and m not in skipped for m in range(1, n + 1)) else HEAD for n in range(1, 7)]
+    assert trainable(loop) == expected
+
+
+def test_a_batch_that_is_undone_unfreezes_at_the_next() -> None:
+    guard = rollback(when=lambda ctx: ctx.global_step == 3)
+    loop = make_loop(callbacks=[unfreeze("3.*", [{"batch": 3, "weights": "1.*"}]), guard])
+    ctx = fl.train(fl.init(loop))
+    assert ctx.callbacks["rollback"]["skipped"] == [3]
+    assert ctx.trainable == ALL[2:]
+    never = fl.train(fl.init(fl.evolve(loop, callbacks=loop.callbacks[:1], skip_batches={3})))
+    assert fl.tree_equal(ctx.params, never.params)
+
+
+def test_what_is_frozen_again_later_stays_so() -> None:
+    freeze = fl.Callback(
+        "freeze", batch_end=fl.when(lambda c: c.global_step == 4, lambda c: fl.evolve(c, trainable=HEAD))
+    )
+    loop = make_loop(callbacks=[unfreeze("3.*", [{"batch": 3, "weights": "1.*"}]), freeze], skip_batches={5})
+    assert trainable(loop) == [HEAD, HEAD, ALL[2:], HEAD, HEAD, HEAD]
 
 
 def test_a_run_can_start_with_everything_frozen() -> None:
