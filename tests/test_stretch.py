@@ -175,10 +175,10 @@ def test_an_interrupt_at_any_line_leaves_a_boundary(name: str) -> None:
     start = fl.init(loop_of(name, epochs=1, valid=None), seed=1)
     watched = {fl.digest(ctx) for ctx in boundaries(start)}
     end = fl.digest(fl.train(start))
-    files = tuple(
-        f"functional_loop/{room}.py"
-        for room in ("stretch", "in_place", "mover", "kernels", "step", "seeding", "network")
-    )
+    # Not seeding.py: between the body of a with statement and its end, where a lock would stay taken, no signal comes,
+    # but a trace function may raise.
+    rooms = ("stretch", "in_place", "mover", "kernels", "step", "network")
+    files = tuple(f"functional_loop/{room}.py" for room in rooms)
     at = 0
     while (error := _interrupted(start, files, at)) is not None:
         ctx = fl.context_of(error)
