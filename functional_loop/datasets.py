@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .batch import Batch, as_batch, copied
 from .indexed import IndexedSource, checked_order
 from .record import evolve
-from .rng import fold_in, seeded
+from .rng import fold_in
+from .seeding import Seeding
 
 Key = tuple[list[int], int]
 
@@ -23,20 +26,19 @@ Key = tuple[list[int], int]
 class BatchMaker(Dataset[Batch]):
     """Makes the batch of a key: its row numbers, and the seed under which they are fetched and collated.
 
-    The seed travels with the row numbers, so that it doesn't matter which process makes the batch.
+    The seed travels with the row numbers, so that it doesn't matter which process makes the batch. A dataset that draws
+    from numpy or `random` is asked twice for the first batch for which it does, see `Seeding`.
     """
 
     dataset: Any
     collate_fn: Callable[[list[Any]], Any] | None
     to_batch: Callable[[Any], Any] | None
+    _seeding: Seeding = attrs.field(factory=lambda: Seeding(everything=False), init=False, repr=False)
 
     def __getitem__(self, key: Key) -> Batch:
         rows, seed = key
-        with _one_thread(), seeded(seed):
-            batch = self._collate(self._fetch(rows))
-        if isinstance(batch.index, torch.Tensor):
-            return batch
-        return evolve(batch, index=torch.tensor(rows, dtype=torch.int64, device="cpu"))
+        with _one_thread():
+            return self._seeding.call(lambda: self._collate(self._fetch(rows)), seed)
 
     def _fetch(self, rows: list[int]) -> list[Any]:
         fetch_many = getattr(self.dataset, "__getitems__", None)
@@ -53,6 +55,9 @@ class BatchMaker(Dataset[Batch]):
 def _one_thread() -> Iterator[None]:
     """Torch on one thread, as in a worker: the sums of several threads are rounded in another order."""
     threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield
@@ -79,14 +84,19 @@ class DatasetSource(IndexedSource):
 
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
         made = self._made_by_workers if self.workers["num_workers"] else self._made_here
-        for batch in made(self._keys(seed, epoch, start)):
-            yield batch, ()
+        # Workers take keys ahead. To have the row numbers sent back by them would cost more than to remember them.
+        taken: deque[Tensor] = deque()
+        for batch in made(self._keys(seed, epoch, start, taken)):
+            index = taken.popleft()
+            yield (batch if isinstance(batch.index, Tensor) else evolve(batch, index=index.clone())), ()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "dataset", **super().fingerprint()}
 
-    def _keys(self, seed: int, epoch: int, start: int) -> Iterator[Key]:
+    def _keys(self, seed: int, epoch: int, start: int, taken: deque[Tensor]) -> Iterator[Key]:
+        """The keys of an epoch's batches, whose row numbers are appended to ``taken``."""
         for step, index in enumerate(self._indices(seed, epoch, start), start + 1):
+            taken.append(index)
             yield index.tolist(), fold_in(seed, "augmentation", (epoch - 1) * self.length + step)
 
     def _made_here(self, keys: Iterator[Key]) -> Iterator[Batch]:

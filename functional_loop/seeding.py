@@ -1,4 +1,4 @@
-"""Randomness of a network: every call runs under its seed, in whatever generators the network draws from."""
+"""Randomness of a network or a dataset: every call runs under its seed, in whatever generators it draws from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ R = TypeVar("R")
 class Seeding:
     """Calls a function under seeds, and puts the states of the global generators back.
 
-    To seed numpy and `random` costs as much as a small network. It is done once the function has been seen to draw from
-    them; the call in which it was seen is made again.
+    To seed numpy and `random` costs as much as a small network or batch. It is done once the function has been seen to
+    draw from them; the call in which it was seen is made again.
 
     Args:
         everything: do it from the start, for a function that can't be called twice.
@@ -29,6 +29,9 @@ class Seeding:
         self._everything = everything
         self._watch = DrawWatch()
         self._held: tuple[torch.Generator, ...] = ()
+
+    def __reduce__(self) -> tuple[type[Seeding], tuple[bool]]:
+        return Seeding, (self._everything,)
 
     def call(self, function: Callable[[], R], seed: int) -> R:
         """What ``function()`` returns, where all that it draws is a function of ``seed``."""
@@ -44,10 +47,14 @@ class Seeding:
         if not self._everything:
             with torch_seeded(seed):
                 self._watch.look()
-                result = function()
-                if not self._watch.has_moved():
+                try:
+                    result = function()
+                finally:
+                    moved = self._watch.has_moved()
+                    if moved:
+                        self._watch.restore()
+                if not moved:
                     return result
-                self._watch.restore()
             self._everything = True
         with seeded(seed):
             return function()

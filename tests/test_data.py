@@ -270,6 +270,39 @@ def test_global_random_numbers_are_neither_used_nor_moved(workers):
     assert fl.tree_equal([read(source) for source in sources], first)
 
 
+class RarelyNoisy(torch.utils.data.Dataset):
+    """Rows of which one in five draws, from numpy; others may fail after it."""
+
+    def __init__(self, failing=()):
+        self.failing = failing
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        noise = float(np.random.rand()) if i % 5 == 4 else 0.0
+        if i in self.failing:
+            raise OSError(f"row {i}")
+        return torch.tensor(i + noise)
+
+
+def test_rows_that_seldom_draw_are_functions_of_seed_epoch_and_step_wherever_one_begins():
+    fresh = [read(fl.batches(RarelyNoisy(), batch_size=3, num_workers=workers)) for workers in (0, 1)]
+    assert fl.tree_equal(fresh[0], fresh[1])
+    later = [read(fl.batches(RarelyNoisy(), batch_size=3), start=start) for start in range(7)]
+    assert all(fl.tree_equal(tail, fresh[0][start:]) for start, tail in enumerate(later))
+    noise = torch.cat([batch.x % 1 for batch in fresh[0]])
+    assert (noise != 0).sum() == 4
+
+
+@pytest.mark.parametrize("row", [4, 9])
+def test_global_random_numbers_do_not_move_where_a_row_fails(row):
+    before = random_states()
+    with pytest.raises(OSError, match=f"row {row}"):
+        read(fl.batches(RarelyNoisy(failing=[row]), batch_size=5))
+    assert str(random_states()) == str(before)
+
+
 class Interrupted(torch.utils.data.Dataset):
     """Ctrl-C reaches the worker while it makes a row; what it does at SIGTERM is in the row."""
 
