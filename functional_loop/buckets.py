@@ -90,7 +90,7 @@ def _arranged(layouts: Sequence[Layout], most: int) -> list[list[int]]:
     for bucket, last in zip(buckets, [i for i in small if sizes[i] % _VECTOR]):
         bucket.append(last)
     joined = set(chain.from_iterable(buckets))
-    return buckets + [[i] for i in range(len(layouts)) if i not in joined]
+    return sorted(buckets + [[i] for i in range(len(layouts)) if i not in joined])
 
 
 def _is_contiguous(layout: Layout) -> bool:

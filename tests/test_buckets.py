@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -36,6 +36,7 @@ def columns(sizes: list[int], dtype: torch.dtype) -> list[list[Tensor]]:
     return [a, b, [tensor.abs() + 1e-3 for tensor in c]]
 
 
+@example([20000, 64], "add", torch.float32)
 @given(SIZES, st.sampled_from(sorted(OPERATORS)), st.sampled_from([torch.float32, torch.float64]))
 def test_an_operator_on_a_bucket_has_the_bits_of_one_on_each_member(
     sizes: list[int], name: str, dtype: torch.dtype
