@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workloads", nargs="+", choices=known, default=known, help="what to train (default: all)")
     parser.add_argument("--members", nargs="+", type=positive, help="sizes of the ensemble (default: by workload)")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="their batches (default: all)")
+    parser.add_argument("--compile", action="store_true", help="our side with compile=True")
     parser.add_argument("--flags", choices=FLAGS, default="default", help="flags of AdamW (default: %(default)s)")
     add_timing(parser, repeats=10, seconds=20)
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in args.workloads:
         for members in args.members or SIZES[name]:
             for data in args.data:
-                case = Case(WORKLOADS[name], data, members, FLAGS[args.flags])
+                case = Case(WORKLOADS[name], data, members, FLAGS[args.flags], args.compile)
                 case.check()
                 scale = case.loops / members
                 times = compare(case.ours, case.theirs, args.repeats, args.clock, args.seconds, per=case.steps * 1e-6)
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 class Case:
     """One workload and size as the two sides of a comparison."""
 
-    def __init__(self, workload: Workload, data: str, members: int, flags: dict[str, Any]) -> None:
+    def __init__(self, workload: Workload, data: str, members: int, flags: dict[str, Any], compile: bool) -> None:
         x, y = workload.data()
         self.workload = workload
         self.flags = flags
@@ -96,7 +97,7 @@ class Case:
         source = fl.batches(x, y, batch_size=workload.batch_size, shuffle=True)
         self.steps = len(source)
         optimizer = fl.optimizer(torch.optim.AdamW, lr=LEARNING_RATE, **flags)
-        loop = fl.Loop(workload.network(), workload.loss, optimizer, source, epochs=1)
+        loop = fl.Loop(workload.network(), workload.loss, optimizer, source, epochs=1, compile=compile)
         self.start = fl.stack([fl.init(loop, seed) for seed in range(members)])
 
     def ours(self) -> Callable[[], fl.Context]:

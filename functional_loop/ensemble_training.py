@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 from .batch_stages import run_hook
+from .compiled_members import CompiledMembersStep
 from .context import Context
 from .ensemble import check_no_skipping, combine_contexts, own, split_context
 from .ensemble_mode import choose
@@ -146,7 +147,8 @@ def _run(ctx: Context) -> Generator[Run]:
 def _start(ctx: Context) -> tuple[Crew | InTurn, Iterator[object], MembersStep | None]:
     if choose(ctx).vectorised:
         check_batch_hooks(ctx)
-        step, crew = MembersStep(ctx.loop), Crew(ctx)
+        step = CompiledMembersStep(ctx.loop) if ctx.loop.compile else MembersStep(ctx.loop)
+        crew = Crew(ctx)
         return crew, walk_vectorised(step, crew), step
     turns = InTurn(ctx)
     return turns, turns.walk(), None
