@@ -20,7 +20,8 @@ Tensors = dict[str, Tensor]
 
 def loop(lr: float = 0.01) -> fl.Loop:
     """The inner loop: a small network, trained by plain gradient descent on the points of one sine wave."""
-    network = nn.Sequential(nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1))
+    with fl.seeded(0):
+        network = nn.Sequential(nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1))
     unused = torch.zeros(1, 1)
     return fl.Loop(
         network, nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=lr), fl.batches(unused, unused), epochs=1
