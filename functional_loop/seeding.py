@@ -39,25 +39,37 @@ class Seeding:
             with generators_lock:
                 for generator in self._held:
                     generator.manual_seed(seed)
-                result = function()
-            if not self._watch.has_moved():
-                return result
-            # It was the function, or somebody else between two calls.
-            self._watch.restore()
+                # If it is undone, it was the function that drew, or somebody else between two calls.
+                if done := self._attempt(function):
+                    return done[0]
         if not self._everything:
             with torch_seeded(seed):
                 self._watch.look()
-                try:
-                    result = function()
-                finally:
-                    moved = self._watch.has_moved()
-                    if moved:
-                        self._watch.restore()
-                if not moved:
-                    return result
+                if done := self._attempt(function):
+                    return done[0]
             self._everything = True
         with seeded(seed):
             return function()
+
+    def _attempt(self, function: Callable[[], R]) -> tuple[R] | tuple[()]:
+        """What ``function()`` returns; nothing, and undone, if anything was drawn from numpy or `random`."""
+        try:
+            result = function()
+        except Exception:
+            # What it drew may be why it failed.
+            if self._put_back():
+                return ()
+            raise
+        except BaseException:
+            self._put_back()
+            raise
+        return () if self._put_back() else (result,)
+
+    def _put_back(self) -> bool:
+        """Undo what was drawn from numpy and `random` since they were looked at; whether anything was."""
+        if moved := self._watch.has_moved():
+            self._watch.restore()
+        return moved
 
     @contextmanager
     def held(self) -> Iterator[None]:

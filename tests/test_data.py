@@ -303,6 +303,26 @@ def test_global_random_numbers_do_not_move_where_a_row_fails(row):
     assert str(random_states()) == str(before)
 
 
+class Choosy(RarelyNoisy):
+    """Rows that can be read or not by what is drawn from numpy."""
+
+    def __getitem__(self, i):
+        if np.random.rand() < 0.5:
+            raise OSError(f"row {i}")
+        return torch.tensor(i)
+
+
+def test_whether_a_row_fails_by_what_it_draws_is_a_function_of_seed_epoch_and_step():
+    def fails(own_seed):
+        np.random.seed(own_seed)
+        try:
+            return str(read(fl.batches(Choosy(), batch_size=20))[0].x)
+        except OSError as error:
+            return str(error)
+
+    assert len({fails(own_seed) for own_seed in range(5)}) == 1
+
+
 class Interrupted(torch.utils.data.Dataset):
     """Ctrl-C reaches the worker while it makes a row; what it does at SIGTERM is in the row."""
 
