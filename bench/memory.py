@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .peak import ENSEMBLE, RUNS
+from .peak import COUNTERPARTS, ENSEMBLE
 from .report import Chart
 from .timing import positive
 from .workloads import WORKLOADS
@@ -36,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    theirs, ours = [name for name in RUNS if name.startswith("hand")], [n for n in RUNS if not n.startswith("hand")]
-    for name, counterpart in zip(ours, theirs, strict=True):
+    for name, counterpart in COUNTERPARTS.items():
         reference, measured = measure(counterpart, args), measure(name, args)
         yield _row(counterpart, reference) | {"peak / theirs": 1.0}
         yield _row(name, measured) | {"peak / theirs": round(measured["peak"] / reference["peak"], 3)}

@@ -105,6 +105,12 @@ RUNS: dict[str, Callable[[Workload, Data, int], object]] = {
     f"last {RING} contexts kept": keep_last,
     f"hand-written, last {RING} copies kept": last_copies_by_hand,
 }
+COUNTERPARTS = {
+    "train()": "hand-written",
+    "every context kept": "hand-written, copies kept",
+    f"last {RING} contexts kept": f"hand-written, last {RING} copies kept",
+}
+"""Runs, and what each is compared to."""
 
 
 def _loop(workload: Workload, data: Data, epochs: int) -> fl.Loop:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .kernels import Column, Shared
-from .layouts import Layout
+from .layouts import Layout, is_contiguous
 
 # Torch's own helpers for distributed training.
 _flatten: Any = torch._C._nn.flatten_dense_tensors
@@ -47,7 +47,6 @@ class Buckets:
         # What to make of a part of a bucket; they take no memory.
         likes = [torch.empty((), dtype=dtype, device="cpu").expand(shape) for dtype, shape, _ in layouts]
         self._likes = [[likes[i] for i in members] for members in self._members]
-
         self.alone = {i: members[0] for i, members in enumerate(self._members) if len(members) == 1}
         """Which of the joined tensors are members themselves, and which member each is."""
 
@@ -77,7 +76,7 @@ class Buckets:
 
 def _arranged(layouts: Sequence[Layout], most: int) -> list[list[int]]:
     sizes = [math.prod(shape) for _, shape, _ in layouts]
-    small = [i for i, layout in enumerate(layouts) if 0 < sizes[i] <= most and _is_contiguous(layout)]
+    small = [i for i, layout in enumerate(layouts) if 0 < sizes[i] <= most and is_contiguous(layout)]
     buckets: list[list[int]] = []
     room = 0
     for i in small:
@@ -91,8 +90,3 @@ def _arranged(layouts: Sequence[Layout], most: int) -> list[list[int]]:
         bucket.append(last)
     joined = set(chain.from_iterable(buckets))
     return sorted(buckets + [[i] for i in range(len(layouts)) if i not in joined])
-
-
-def _is_contiguous(layout: Layout) -> bool:
-    _, shape, stride = layout
-    return torch.empty(shape, device="meta").stride() == stride

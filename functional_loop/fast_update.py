@@ -15,7 +15,7 @@ from torch.optim import optimizer as torch_optimizer
 from .borrowed import Borrowed, Closure, State, Tensors
 from .buckets import Buckets
 from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, Write, copied_counters
-from .layouts import Layout, fit, layout
+from .layouts import Layout, fit, is_contiguous, layout
 from .mover import Mover
 
 
@@ -71,8 +71,7 @@ class FastGroup:
     _buckets: dict[tuple[tuple[str, ...], bool], Buckets] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
-        strides = [(stride, torch.empty(shape, device="meta").stride()) for _, shape, stride in self.layouts.values()]
-        self.contiguous = all(stride == usual for stride, usual in strides)
+        self.contiguous = all(map(is_contiguous, self.layouts.values()))
 
     def step(self, values: Group, grads: Tensors, slots: State, params: Tensors) -> tuple[Tensors, State] | None:
         """The new parameters and slots of those that have gradients, or ``None`` where kernels will not do."""

@@ -15,6 +15,16 @@ def layout(leaf: Any) -> Any:
     return (leaf.dtype, leaf.shape, leaf.stride()) if isinstance(leaf, Tensor) else type(leaf)
 
 
+def is_contiguous(layout: Layout) -> bool:
+    """Whether the strides are those of row-major order.
+
+    >>> is_contiguous(layout(torch.zeros(2, 3))), is_contiguous(layout(torch.zeros(2, 3).t()))
+    (True, False)
+    """
+    _, shape, stride = layout
+    return torch.empty(shape, device="meta").stride() == stride
+
+
 def fit(tensor: Tensor, wanted: Layout, name: str) -> Tensor:
     """``tensor``, or a copy of it, with the strides of a layout.
 

@@ -20,7 +20,7 @@ from .migrations import migrate
 from .place import Place
 from .record import evolve
 from .stages import Callback
-from .state import StateDict, load_state_dict, state_dict
+from .state import StateDict, load_state_dict, member_states, state_dict
 from .training import iterate
 
 _NAME = re.compile(r"step-([0-9]{8,})(-end)?\.safetensors")
@@ -179,10 +179,10 @@ def read_state(file: Path) -> tuple[StateDict, dict[str, Any]]:
     state, metadata = checkpoint_file.read(file)
     if "members" not in state:
         return migrate(state), metadata
-    common = {key: value for key, value in state.items() if key not in ("ensemble", "members")}
-    members = [migrate({**common, **member}) for member in state["members"]]
+    members = [migrate(member) for member in member_states(state)]
+    common = {key: members[0][key] for key in state if key not in ("ensemble", "members")}
     own = [{key: value for key, value in member.items() if key not in common} for member in members]
-    return {**{key: members[0][key] for key in common}, "ensemble": state["ensemble"], "members": own}, metadata
+    return {**common, "ensemble": state["ensemble"], "members": own}, metadata
 
 
 def load(loop: Loop, state: StateDict) -> Context:

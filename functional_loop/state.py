@@ -195,12 +195,17 @@ def _load_members(ctx: Context, sd: StateDict, strict: bool, allow: Patterns) ->
     how = sd.get("ensemble")
     if not isinstance(how, dict) or how.get("mode") not in MODES or how.get("batch_hooks") not in BATCH_HOOKS:
         raise StateDictError("the state dict is malformed:", [f"ensemble: {how!r} in what was saved"])
-    common = {key: value for key, value in sd.items() if key not in ("ensemble", "members")}
     loaded = []
-    for i, (member, own) in enumerate(zip(members, saved, strict=True)):
+    for i, (member, own) in enumerate(zip(members, member_states(sd), strict=True)):
         with noting(lambda i=i: f"in member {i} of an ensemble"):  # type: ignore[misc]
-            loaded.append(load_state_dict(member, {**common, **own}, strict=strict, allow=allow))
+            loaded.append(load_state_dict(member, own, strict=strict, allow=allow))
     return stack(loaded, how["mode"], how["batch_hooks"])
+
+
+def member_states(sd: StateDict) -> list[StateDict]:
+    """Of the state dict of an ensemble, that of every member: what all have in common, and its own."""
+    common = {key: value for key, value in sd.items() if key not in ("ensemble", "members")}
+    return [{**common, **own} for own in sd["members"]]
 
 
 def _like(template: Tensor, saved: Tensor) -> Tensor:
