@@ -11,6 +11,7 @@ from .context import Context, after, first_output
 from .errors import noting
 from .record import did_you_mean, evolve
 from .rng import fold_in
+from .step import StepInputs
 
 if TYPE_CHECKING:
     from .stages import Hook
@@ -105,15 +106,9 @@ def _compiled(step: Any, draft: Draft, probe: bool) -> None:
     """All that `_in_parts` does, in one graph."""
     seed = fold_in(draft["seed"], "step", draft["global_step"])
     with noting(lambda: f"in the compiled step, between 'batch_begin' and 'batch_end' ({place_of(draft)})"):
-        found, optimizer_state = step.whole(
-            draft["params"],
-            draft["buffers"],
-            draft["trainable"],
-            draft["batch"],
-            draft["optimizer_state"],
-            seed,
-            probe,
-        )
+        names = ("params", "buffers", "trainable", "batch", "optimizer_state")
+        given = StepInputs(**{name: draft[name] for name in names}, seed=seed, probe=probe)
+        found, optimizer_state = step.whole(given)
     draft.changes.update(
         params=found.params,
         buffers=found.buffers,

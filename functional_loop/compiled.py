@@ -5,41 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import attrs
 import optree
-import torch
 from torch import Tensor
 
 from .batch import Batch, copied
 from .borrowed import State
-from .formulas import Plan, formulas
+from .formulas import Plan
 from .graphs import Graph, UncompilableError, compile_graph
 from .layouts import fit, layout
-from .network import tree_detach
 from .rng import torch_seeded
-from .step import Gradients, Step, Tensors, refuse_inference_mode
+from .step import Gradients, StepInputs, Tensors, refuse_inference_mode
+from .traced import Case, Column, Program, TracedStep
 
 if TYPE_CHECKING:
     from .loop import Loop
 
-Column: TypeAlias = Sequence[Tensor]
-
 MANY_CASES = 8
 """So many shapes of batches are compiled without a warning."""
-
-
-@attrs.frozen(eq=False)
-class Case:
-    """What gradients are compiled for."""
-
-    trainable: tuple[str, ...]
-    structure: Any
-    layouts: list[Any]
-    """Of the tensors in the batch."""
-    with_grads: tuple[str, ...]
-    """The parameters that have gradients."""
 
 
 class Compiled(NamedTuple):
@@ -70,7 +54,7 @@ class Ran(NamedTuple):
     made: list[Tensor]
 
 
-class CompiledStep(Step):
+class CompiledStep(TracedStep):
     """A `Step` whose gradients and update are compiled: once for every shape of batch, set of trainable parameters and
     structure of the optimizer's state.
 
@@ -81,55 +65,39 @@ class CompiledStep(Step):
 
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
-        params: Tensors = dict(self.network.module.named_parameters())
-        buffers: Tensors = dict(self.network.module.named_buffers())
-        self._names, self._buffer_names = tuple(params), tuple(buffers)
-        self._layouts = {name: layout(t.detach().clone()) for name, t in (*params.items(), *buffers.items())}
-        self._formulas = formulas(self.optimizer, params)
-        self._shows_grads = bool(loop.hooks["batch_end"])
+        module = self.network.module
+        tensors: Tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._layouts = {name: layout(tensor.detach().clone()) for name, tensor in tensors.items()}
         self._cases: list[Case] = []
         self._graphs: dict[Hashable, Compiled | None] = {}
         self._made = Made()
         self.at_once = self._formulas is not None and loop.accumulate == 1 and not loop.hooks["after_backward"]
 
-    def whole(
-        self,
-        params: Tensors,
-        buffers: Tensors,
-        trainable: tuple[str, ...],
-        batch: Batch,
-        optimizer_state: State,
-        seed: int,
-        probe: bool,
-    ) -> tuple[Gradients, State]:
+    def whole(self, given: StepInputs) -> tuple[Gradients, State]:
         """`gradients` and `update` in one, for a loop whose steps are made ``at_once``: with the new parameters, and
         with gradients only where a hook can see them."""
-        ran = self.run(params, buffers, trainable, batch, optimizer_state, seed, probe)
-        if ran is None:
-            found = super().gradients(params, buffers, trainable, batch, seed, probe)
-            params, optimizer_state = self.updater(found.grads, optimizer_state, found.params)
-            return found._replace(params=params), optimizer_state
-        params, buffers, optimizer_state, rest = self.after(ran, params, optimizer_state)
+        if (ran := self.run(given)) is None:
+            return self.eagerly(given)
+        params, buffers, optimizer_state, rest = self.after(ran, given.params, given.optimizer_state)
         grads = dict(zip(ran.case.with_grads, rest[1:])) if self._shows_grads else {}
         return Gradients(rest[0], ran.compiled.graph.tree(ran.made), params, buffers, grads), optimizer_state
 
-    def run(
-        self,
-        params: Tensors,
-        buffers: Tensors,
-        trainable: tuple[str, ...],
-        batch: Batch,
-        optimizer_state: State,
-        seed: int,
-        probe: bool,
-    ) -> Ran | None:
+    def eagerly(self, given: StepInputs) -> tuple[Gradients, State]:
+        """As `whole`, without a graph."""
+        params, buffers, trainable, batch, optimizer_state, seed, probe = given
+        found = super().gradients(params, buffers, trainable, batch, seed, probe)
+        params, optimizer_state = self.updater(found.grads, optimizer_state, found.params)
+        return found._replace(params=params), optimizer_state
+
+    def run(self, given: StepInputs) -> Ran | None:
         """A step as one graph, or ``None`` where there can't be one."""
         assert self._formulas is not None
+        params, buffers, trainable, batch, optimizer_state, seed, probe = given
         case, leaves = self._case(params, buffers, trainable, batch, seed, probe)
         plan = self._plan(case.with_grads, optimizer_state)
         columns = self._columns(plan, optimizer_state)
         inputs = (self._tensors(params, buffers), columns, leaves, self._formulas.fill(plan, optimizer_state))
-        compiled = self._graph((case, plan), self._whole_graph, inputs, case, plan)
+        compiled = self._graph((case, plan), lambda: self._whole_program(case, plan), inputs)
         return None if compiled is None else Ran(case, plan, compiled, self._call(compiled, inputs, seed))
 
     def run_on(self, ran: Ran, batch: Batch, optimizer_state: State, seed: int) -> Ran | None:
@@ -155,11 +123,8 @@ class CompiledStep(Step):
 
     def after(self, ran: Ran, params: Tensors, state: State) -> tuple[Tensors, Tensors, State, Column]:
         """Parameters, buffers and the optimizer's state after a step, and what else came out of it: first the loss."""
-        n = len(ran.compiled.params)
-        m = n + len(self._buffer_names)
-        params = {**params, **dict(zip(ran.compiled.params, ran.made))}
-        buffers = dict(zip(self._buffer_names, ran.made[n:m]))
-        state, rest = self._new_state(ran.plan, params, buffers, state, ran.made[m:])
+        params, buffers, rest = self._network_tensors(ran.compiled, params, ran.made)
+        state, rest = self._new_state(ran.plan, params, buffers, state, rest)
         return params, buffers, state, rest
 
     def loss_and_outputs(self, ran: Ran) -> tuple[Tensor, Any]:
@@ -172,16 +137,12 @@ class CompiledStep(Step):
     ) -> Gradients:
         case, leaves = self._case(params, buffers, trainable, batch, seed, probe)
         inputs = (self._tensors(params, buffers), leaves)
-        compiled = self._graph(case, self._gradients_graph, inputs, case)
+        compiled = self._graph(case, lambda: self._gradients_program(case), inputs)
         if compiled is None:
             return super().gradients(params, buffers, trainable, batch, seed, probe)
         made = self._call(compiled, inputs, seed)
-        n = len(compiled.params)
-        m = n + len(self._buffer_names)
-        params = {**params, **dict(zip(compiled.params, made))} if n else params
-        buffers = dict(zip(self._buffer_names, made[n:m]))
-        grads = dict(zip(case.with_grads, made[m + 1 :]))
-        return Gradients(made[m], compiled.graph.tree(made), params, buffers, grads)
+        params, buffers, (loss, *grads) = self._network_tensors(compiled, params, made)
+        return Gradients(loss, compiled.graph.tree(made), params, buffers, dict(zip(case.with_grads, grads)))
 
     def update(
         self,
@@ -203,7 +164,7 @@ class CompiledStep(Step):
                 self._columns(plan, optimizer_state),
                 self._formulas.fill(plan, optimizer_state),
             )
-            compiled = self._graph(plan, self._update_graph, inputs, plan)
+            compiled = self._graph(plan, lambda: self._update_program(plan), inputs)
         if compiled is None or self._formulas is None:
             return super().update(params, buffers, grads, optimizer_state, loss, again)
         made = self._call(compiled, inputs, seed=0)
@@ -215,89 +176,23 @@ class CompiledStep(Step):
         super().release()
         self._made = Made()
 
-    # What is compiled.
+    # Graphs, each compiled once.
 
-    def _whole_graph(self, inputs: Sequence[Column], case: Case, plan: Plan) -> Compiled:
-        formulas = self._formulas
-        assert formulas is not None
-        changed = (*plan.moved, *(name for name in self._names if name in self.network.writes - {*plan.moved}))
-
-        def function(tensors: Column, columns: Column, leaves: Column, numbers: Column) -> tuple[list[Tensor], Any]:
-            found = self._differentiate(case, tensors, leaves)
-            moved, columns, counters = formulas.move(
-                plan,
-                [found.params[name] for name in plan.moved],
-                [found.grads[name] for name in plan.moved],
-                columns,
-                numbers[0],
-            )
-            params = found.params | dict(zip(plan.moved, moved))
-            made = [params[name] for name in changed] + [found.buffers[name] for name in self._buffer_names]
-            grads = [found.grads[name] for name in case.with_grads] if self._shows_grads else []
-            return [*made, *columns, *counters, found.loss, *grads], found.y_hats
-
-        owners = (*changed, *self._buffer_names, *(name for name, _ in plan.columns))
-        return self._checked(compile_graph(function, *inputs), changed, owners, inputs)
-
-    def _gradients_graph(self, inputs: Sequence[Column], case: Case) -> Compiled:
-        changed = tuple(name for name in self._names if name in self.network.writes)
-
-        def function(tensors: Column, leaves: Column) -> tuple[list[Tensor], Any]:
-            found = self._differentiate(case, tensors, leaves)
-            made = [found.params[name] for name in changed] + [found.buffers[name] for name in self._buffer_names]
-            return [*made, found.loss, *(found.grads[name] for name in case.with_grads)], found.y_hats
-
-        return self._checked(compile_graph(function, *inputs), changed, (*changed, *self._buffer_names), inputs)
-
-    def _update_graph(self, inputs: Sequence[Column], plan: Plan) -> Compiled:
-        formulas = self._formulas
-        assert formulas is not None
-
-        def function(params: Column, grads: Column, columns: Column, numbers: Column) -> tuple[list[Tensor], Any]:
-            params, columns, counters = formulas.move(plan, params, grads, columns, numbers[0])
-            return [*params, *columns, *counters], ()
-
-        owners = (*plan.moved, *(name for name, _ in plan.columns))
-        return self._checked(compile_graph(function, *inputs), plan.moved, owners, inputs)
-
-    def _differentiate(self, case: Case, tensors: Column, leaves: Column) -> Gradients:
-        """As `Step.gradients`, on tensors that are being traced."""
-        params = dict(zip(self._names, tensors))
-        buffers = dict(zip(self._buffer_names, tensors[len(self._names) :]))
-        # The network may write to its input, the graph must not.
-        x, y = optree.tree_unflatten(case.structure, [leaf.clone() for leaf in leaves])
-        enabled = self.autocast_dtype is not None
-        with torch.enable_grad():
-            variables = self.leaves(params, case.trainable)
-            # Without the cache of autocast, which would keep tensors of the trace.
-            with torch.autocast(self.device_type, self.autocast_dtype, enabled, cache_enabled=False):
-                y_hats, buffers = self.network(variables, buffers, x, training=True)
-                loss = self.loss(y_hats, y)
-            wanted = [variables[name] for name in case.trainable]
-            found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-        pairs: Iterable[tuple[str, Tensor | None]] = zip(case.trainable, found, strict=True)
-        grads = {name: grad for name, grad in pairs if grad is not None}
-        if tuple(grads) != case.with_grads:
-            raise UncompilableError("which parameters have gradients depends on values of tensors")
-        params |= {name: variables[name].detach() for name in self.network.writes}
-        return Gradients(loss.detach(), tree_detach(y_hats), params, buffers, grads)
-
-    def _checked(
-        self, graph: Graph, params: tuple[str, ...], owners: tuple[str, ...], inputs: Sequence[Column]
-    ) -> Compiled:
+    def _compiled(self, program: Program, inputs: Sequence[Column]) -> Compiled:
         """The graph, run once to see that it can be, and which strides it gives its outputs."""
-        made = self._call(Compiled(graph, params, owners, ()), inputs, seed=0)
-        differing = [i for i, (name, tensor) in enumerate(zip(owners, made)) if layout(tensor) != self._layouts[name]]
-        return Compiled(graph, params, owners, tuple(differing))
+        compiled = Compiled(compile_graph(program.function, *inputs), program.params, program.owners, ())
+        made = enumerate(zip(program.owners, self._call(compiled, inputs, seed=0)))
+        differing = [i for i, (name, tensor) in made if layout(tensor) != self._layouts[name]]
+        return compiled._replace(to_restride=tuple(differing))
 
-    def _graph(self, key: Hashable, compile: Callable[..., Compiled], *args: Any) -> Compiled | None:
+    def _graph(self, key: Hashable, program: Callable[[], Program], inputs: Sequence[Column]) -> Compiled | None:
         """The graph for ``key``, or ``None`` where there can't be one."""
         try:
             return self._graphs[key]
         except KeyError:
             pass
         try:
-            self._graphs[key] = compile(*args)
+            self._graphs[key] = self._compiled(program(), inputs)
         except UncompilableError as error:
             warnings.warn(
                 f"compile=True: a step is computed without compiling it, because {error}", UserWarning, stacklevel=2
@@ -308,9 +203,8 @@ class CompiledStep(Step):
         return self._graphs[key]
 
     def _call(self, compiled: Compiled, inputs: Sequence[Column], seed: int) -> list[Tensor]:
-        run, tensors = compiled.graph.run, [tensor for column in inputs for tensor in column]
-        if torch.is_autocast_enabled(self.device_type):
-            run = torch.autocast(self.device_type, enabled=False)(run)
+        run = compiled.graph.run
+        tensors = [tensor for column in inputs for tensor in column]
         if compiled.graph.draws:
             with torch_seeded(seed):
                 made = list(run(tensors))
@@ -345,6 +239,14 @@ class CompiledStep(Step):
                 stacklevel=2,
             )
         return self._cases[-1], leaves
+
+    def _network_tensors(
+        self, compiled: Compiled, params: Tensors, made: list[Tensor]
+    ) -> tuple[Tensors, Tensors, Column]:
+        """Parameters and buffers after a graph that made ``made``, and what else it made."""
+        n = len(compiled.params)
+        m = n + len(self._buffer_names)
+        return params | dict(zip(compiled.params, made)), dict(zip(self._buffer_names, made[n:m])), made[m:]
 
     def _new_state(
         self, plan: Plan, params: Tensors, buffers: Tensors, state: State, made: Column

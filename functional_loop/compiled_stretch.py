@@ -8,7 +8,7 @@ from .batch import Batch
 from .compiled import CompiledStep, Ran
 from .context import Context
 from .rng import fold_in
-from .step import Tensors
+from .step import StepInputs, Tensors
 from .stretch import Stretch, nobody_looks
 
 
@@ -56,13 +56,13 @@ class CompiledStretch(Stretch):
         params, buffers, optimizer_state = place.params, place.buffers, place.optimizer_state
         if ran is None:
             params, buffers, optimizer_state = self._state()
-            ran = self._compiled.run(params, buffers, start.trainable, batch, optimizer_state, seed, probe)
-        if ran is None:
-            given = params, buffers, start.trainable, batch, optimizer_state, seed, probe
-            found, optimizer_state = self._compiled.whole(*given)
-            params, buffers, loss, y_hats = found.params, found.buffers, found.loss, found.y_hats
-        else:
+            given = StepInputs(params, buffers, start.trainable, batch, optimizer_state, seed, probe)
+            ran = self._compiled.run(given)
+        if ran is not None:
             loss, y_hats = self._compiled.loss_and_outputs(ran)
+        else:
+            found, optimizer_state = self._compiled.eagerly(given)
+            params, buffers, loss, y_hats = found.params, found.buffers, found.loss, found.y_hats
         running = self._measured(place.measures, y_hats, batch)
         self._place = _Place(params, buffers, optimizer_state, ran, loss, running, data, place.batches + 1)
 

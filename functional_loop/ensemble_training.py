@@ -19,6 +19,7 @@ from .member_hooks import BATCH_STAGES, check_batch_hooks
 from .member_step import MembersStep
 from .record import evolve
 from .stages import Callback
+from .step import autocast_off
 from .walk import Walk
 
 
@@ -126,8 +127,7 @@ def _run(ctx: Context) -> Generator[Run]:
     try:
         if ctx.stage != "":
             _resume(run.context())
-        for _ in boundaries:
-            run.run_hooks(before)
+        while _advance(run, boundaries, before):
             before = crew.live.stage
             yield run
     except GeneratorExit:
@@ -142,6 +142,18 @@ def _run(ctx: Context) -> Generator[Run]:
     finally:
         if step is not None:
             step.release()
+
+
+def _advance(run: Run, boundaries: Iterator[object], before: str) -> bool:
+    """Go from the boundary of ``before`` to the next one; whether there was one."""
+    with autocast_off(run.loop.device.type):
+        if next(boundaries, _DONE) is _DONE:
+            return False
+        run.run_hooks(before)
+        return True
+
+
+_DONE = object()
 
 
 def _start(ctx: Context) -> tuple[Crew | InTurn, Iterator[object], MembersStep | None]:

@@ -15,7 +15,7 @@ from .borrowed import State, Tensors, without_params
 from .optimizers import Optimizer
 
 Group: TypeAlias = dict[str, Any]
-Numbers: TypeAlias = list[float]
+Numbers: TypeAlias = list[Any]
 
 
 @attrs.frozen(eq=False)
@@ -24,8 +24,9 @@ class Formula:
 
     ``slots(values, flags)`` names the tensors that it keeps for a parameter beside the counter of its steps; they
     start as zeros. ``numbers(values, flags, count)`` is all that changes from step to step, ``count`` being the number
-    of this one (for a class without counters, 1 where there is no slot yet, else 2). ``move(flags, c, param, grad,
-    slots)`` gives the new parameter and slots, ``c`` being the numbers as scalar tensors.
+    of this one (for a class without counters, 1 where there is no slot yet, else 2); of values and counts that are
+    tensors, it makes tensors. ``move(flags, c, param, grad, slots)`` gives the new parameter and slots, ``c`` being the
+    numbers as tensors.
     """
 
     slots: Callable[[Group, Group], tuple[str, ...]]
@@ -61,12 +62,12 @@ class Formulas:
     """The update of an optimizer, planned for ``params``: parameters by name."""
 
     def __init__(self, formula: Formula, optimizer: Optimizer, params: Tensors) -> None:
-        self._formula = formula
+        self.formula = formula
         self.counts = formula.counts
         params = {name: param.detach() for name, param in params.items()}
         groups = optimizer.to_torch(params, optimizer.init(params)).param_groups
-        self._flags = [without_params(group) for group in groups]
-        self._group = {name: i for i, names in enumerate(optimizer.group_names(params)) for name in names}
+        self.flags = [without_params(group) for group in groups]
+        self.group = {name: i for i, names in enumerate(optimizer.group_names(params)) for name in names}
         self._params = params
         wide = any(param.dtype is torch.float64 for param in params.values())
         self._dtype = torch.float64 if wide else torch.float32
@@ -75,17 +76,17 @@ class Formulas:
 
     def plan(self, names: tuple[str, ...], state: State) -> Plan:
         """The plan of an update of the parameters ``names``, as far as the optimizer updates them."""
-        moved = tuple(name for name in names if name in self._group)
+        moved = tuple(name for name in names if name in self.group)
         slots = self.slots(state)
         rows: dict[tuple[int, int], int] = {}
         heads, of = [], []
         for name in moved:
-            row = (self._group[name], self._count(name, state))
+            row = (self.group[name], self._count(name, state))
             if row not in rows:
                 rows[row] = len(rows)
                 heads.append((row[0], name))
             of.append(rows[row])
-        columns = tuple((name, key) for name in moved for key in slots[self._group[name]])
+        columns = tuple((name, key) for name in moved for key in slots[self.group[name]])
         key = (names, slots, tuple(of), tuple(heads))
         if key not in self._plans:
             buffer = array("d" if self._dtype is torch.float64 else "f", self._numbers(heads, state))
@@ -95,7 +96,7 @@ class Formulas:
 
     def slots(self, state: State) -> tuple[tuple[str, ...], ...]:
         """Names of slots, for every group."""
-        return tuple([self._formula.slots(*group) for group in zip(state["groups"], self._flags, strict=True)])
+        return tuple([self.formula.slots(*group) for group in zip(state["groups"], self.flags, strict=True)])
 
     def counters(self, plan: Plan, state: State) -> list[Any]:
         """For every parameter moved, the object that says how many steps it has made."""
@@ -139,9 +140,9 @@ class Formulas:
         following = iter(columns)
         new_params, new_columns = [], []
         for name, row, param, grad in zip(plan.moved, plan.rows, params, grads, strict=True):
-            group = self._group[name]
+            group = self.group[name]
             slots = list(islice(following, len(plan.slots[group])))
-            new_param, *new_slots = self._formula.move(self._flags[group], rows[row][1:], param, grad, slots)
+            new_param, *new_slots = self.formula.move(self.flags[group], rows[row][1:], param, grad, slots)
             new_params.append(new_param)
             new_columns += new_slots
         counters = [(row[0] + 1).to(self._counter_dtype) for row in rows] if self.counts else []
@@ -152,7 +153,7 @@ class Formulas:
         slots, following = dict(state["slots"]), iter(columns)
         for name, row in zip(plan.moved, plan.rows):
             made = {"step": counters[row]} if counters else {}
-            for key in plan.slots[self._group[name]]:
+            for key in plan.slots[self.group[name]]:
                 made[key] = next(following)
             if made:
                 slots[name] = {**slots[name], **made} if name in slots else made
@@ -165,7 +166,7 @@ class Formulas:
         return made
 
     def _row(self, group: int, state: State, count: int) -> Numbers:
-        return [count, *self._formula.numbers(state["groups"][group], self._flags[group], count + 1)]
+        return [count, *map(float, self.formula.numbers(state["groups"][group], self.flags[group], count + 1))]
 
     def _count(self, name: str, state: State) -> int:
         slot = state["slots"].get(name)
@@ -185,13 +186,17 @@ def formulas(optimizer: Optimizer, params: Tensors) -> Formulas | None:
     return Formulas(formula, optimizer, params) if formula is not None and usual else None
 
 
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) else float(value)
+
+
 def _adam_slots(values: Group, flags: Group) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if flags["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
 
 def _adam_numbers(values: Group, flags: Group, count: int) -> Numbers:
-    lr, decay = float(values["lr"]), values["weight_decay"]
-    beta1, beta2 = map(float, values["betas"])
+    lr, decay = _double(values["lr"]), values["weight_decay"]
+    beta1, beta2 = map(_double, values["betas"])
     return [
         1 - lr * decay if flags["decoupled_weight_decay"] else decay,
         1 - beta1,
@@ -225,9 +230,9 @@ def _sgd_slots(values: Group, flags: Group) -> tuple[str, ...]:
 
 
 def _sgd_numbers(values: Group, flags: Group, count: int) -> Numbers:
-    # The first gradient is not dampened.
-    new = 1 - values["dampening"] if count > 1 else 1.0
-    return [float(values["lr"]), values["weight_decay"], values["momentum"], new]
+    # The first gradient is not dampened, nor is any where there is no momentum.
+    momentum, dampens = values["momentum"], (count > 1) * (values["momentum"] != 0)
+    return [_double(values["lr"]), values["weight_decay"], momentum, 1 - values["dampening"] * dampens]
 
 
 def _sgd_move(
@@ -248,7 +253,7 @@ def _rmsprop_slots(values: Group, flags: Group) -> tuple[str, ...]:
 
 def _rmsprop_numbers(values: Group, flags: Group, count: int) -> Numbers:
     alpha = values["alpha"]
-    return [float(values["lr"]), values["weight_decay"], alpha, 1 - alpha, values["eps"], values["momentum"]]
+    return [_double(values["lr"]), values["weight_decay"], alpha, 1 - alpha, values["eps"], values["momentum"]]
 
 
 def _rmsprop_move(

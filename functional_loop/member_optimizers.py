@@ -59,7 +59,7 @@ class MembersUpdate:
     def _by_formulas(self, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
         new_params, new_slots = dict(params), dict(state["slots"])
         for members, flags, values in zip(self._names, self._groups, state["groups"], strict=True):
-            hyper = {key: _as_tensor(value) for key, value in values.items()}
+            hyper = {key: as_tensor(value) for key, value in values.items()}
             for name in members:
                 if name in grads:
                     grad = -grads[name] if flags.get("maximize") else grads[name]
@@ -122,10 +122,10 @@ def _with_steps_of_members(slots: State, members: int) -> State:
     return public
 
 
-def _as_tensor(value: Any) -> Any:
+def as_tensor(value: Any) -> Any:
     """A hyperparameter in double precision, in which torch computes with numbers, of shape ``(members,)`` or ``()``."""
     if isinstance(value, list):
-        return [_as_tensor(each) for each in value]
+        return [as_tensor(each) for each in value]
     if isinstance(value, Tensor):
         return value.double()
     return torch.tensor(list(value) if isinstance(value, Members) else value, dtype=torch.float64)
@@ -187,14 +187,14 @@ def _rmsprop(hyper: Group, flags: Group, param: Tensor, grad: Tensor, slot: Grou
     grad = _decayed(hyper, param, grad)
     square = _mix(slot.get("square_avg"), grad * grad, hyper["alpha"])
     new = {"step": _counted(slot, param), "square_avg": square}
-    if flags["centered"]:
-        mean = new["grad_avg"] = _mix(slot.get("grad_avg"), grad, hyper["alpha"])
-        square = square - mean * mean
-    move = grad / (square.sqrt() + _along(hyper["eps"], param))
+    mean = _mix(slot.get("grad_avg"), grad, hyper["alpha"]) if flags["centered"] else None
+    move = grad / ((square if mean is None else square - mean * mean).sqrt() + _along(hyper["eps"], param))
     if bool(hyper["momentum"].any()):
         if "momentum_buffer" in slot:
             move = _along(hyper["momentum"], param) * slot["momentum_buffer"] + move
         new["momentum_buffer"] = move
+    if mean is not None:
+        new["grad_avg"] = mean
     return param - _along(hyper["lr"], param) * move, new
 
 

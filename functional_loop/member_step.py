@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .member_optimizers import MembersUpdate
 from .network import FunctionalNetwork, tree_detach
-from .step import Gradients, Tensors, backward
+from .step import Gradients, Tensors, autocast_off, backward
 from .vmap_rules import over_members
 
 if TYPE_CHECKING:
@@ -44,18 +44,17 @@ class MembersStep:
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seeds: Seeds
     ) -> Gradients:
         """Losses of shape ``(members,)``, outputs, new buffers and gradients of one batch of every member."""
-
-        def forward(leaves: Tensors, buffers: Tensors, x: Any, y: Any) -> tuple[Tensor, Any, Tensors]:
-            outputs, new_buffers = self.network(leaves, buffers, x, training=True)
-            return self.loss(outputs, y), outputs, new_buffers
-
         leaves = {name: value.detach() for name, value in params.items()}
         wanted = [leaves[name].requires_grad_() for name in trainable]
         with torch.enable_grad():
-            losses, outputs, new_buffers = self._call(True, seeds, forward, leaves, buffers, batch.x, batch.y)
+            losses, outputs, new_buffers = self._call(True, seeds, self._forward, leaves, buffers, batch.x, batch.y)
             grads = backward(losses.sum(), tuple(wanted)) if wanted else ()
         found = {name: grad.contiguous() for name, grad in zip(trainable, grads, strict=True) if grad is not None}
         return Gradients(losses.detach(), tree_detach(outputs), params, tree_detach(new_buffers), found)
+
+    def _forward(self, leaves: Tensors, buffers: Tensors, x: Any, y: Any) -> tuple[Tensor, Any, Tensors]:
+        outputs, new_buffers = self.network(leaves, buffers, x, training=True)
+        return self.loss(outputs, y), outputs, new_buffers
 
     def update(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         """New parameters and optimizer state of all members."""
@@ -95,9 +94,9 @@ class MembersStep:
         draws: AbstractContextManager[Any],
     ) -> Any:
         device_type, dtype = self._autocast
-        if dtype is not None or torch.is_autocast_enabled(device_type):
-            function = torch.autocast(device_type, dtype, enabled=dtype is not None)(function)
-        with draws:
+        if dtype is not None:
+            function = torch.autocast(device_type, dtype)(function)
+        with autocast_off(device_type), draws:
             return over_members(function, arguments, len(next(iter(arguments[0].values()))), randomness)
 
     def _seeded(self, seeds: Sequence[int]) -> list[torch.Generator]:

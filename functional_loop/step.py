@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -31,6 +31,18 @@ class Gradients(NamedTuple):
     """The parameters given, but for those that the forward call itself changes."""
     buffers: Tensors
     grads: Tensors
+
+
+class StepInputs(NamedTuple):
+    """What a whole step is computed from."""
+
+    params: Tensors
+    buffers: Tensors
+    trainable: tuple[str, ...]
+    batch: Batch
+    optimizer_state: Any
+    seed: int
+    probe: bool
 
 
 class Step:
@@ -146,9 +158,8 @@ class Step:
             # Parameters that were written to since would be taken from the cache.
             torch.clear_autocast_cache()
             forward = torch.autocast(self.device_type, self.autocast_dtype)(forward)
-        elif torch.is_autocast_enabled(self.device_type):
-            forward = torch.autocast(self.device_type, enabled=False)(forward)
-        return self.seeding.call(forward, seed)
+        with autocast_off(self.device_type):
+            return self.seeding.call(forward, seed)
 
     def check(self, loss: Any, trainable: tuple[str, ...], params: Tensors, versions: dict[str, int]) -> None:
         refuse_inference_mode()
@@ -172,6 +183,11 @@ class Step:
                     f"the network writes to its parameter {name!r} in place when it is called, so that the context "
                     "that it was given has changed: make that tensor a buffer, or compute a new tensor instead"
                 )
+
+
+def autocast_off(device_type: str) -> AbstractContextManager[Any]:
+    """A region in full precision, whatever is set around it."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def refuse_inference_mode() -> None:

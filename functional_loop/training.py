@@ -15,7 +15,7 @@ from .ensemble_training import iterate_members, train_members
 from .errors import attach_context
 from .in_place import InPlaceStretch
 from .leaving import run_exit, run_resume
-from .step import Step
+from .step import Step, autocast_off
 from .walk import Walk
 
 
@@ -110,9 +110,10 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
     step, last = ctx.loop.borrow_step(), ctx.step + 1 == length
     try:
         own = copied(as_batch(batch))
-        if donate:
-            return _train_and_use_up(step, ctx, own, last)
-        return train_batch(step, ctx, own, ctx.data, last, probe=True)
+        with autocast_off(ctx.loop.device.type):
+            if donate:
+                return _train_and_use_up(step, ctx, own, last)
+            return train_batch(step, ctx, own, ctx.data, last, probe=True)
     except BaseException as error:
         attach_context(error, ctx)
         raise

@@ -13,7 +13,7 @@ from .context import Context
 from .errors import noting
 from .in_place import InPlaceStretch
 from .record import evolve
-from .step import Step
+from .step import Step, autocast_off
 from .stretch import Item, Stretch
 
 T = TypeVar("T")
@@ -42,7 +42,8 @@ class Walk:
 
     def advance(self) -> bool:
         """Go to the next boundary that somebody may look at; whether there was one."""
-        return next(self._boundaries, False)
+        with autocast_off(self._loop.device.type):
+            return next(self._boundaries, False)
 
     def open(self) -> None:
         """Get hold of the loop's tensor program."""

@@ -82,9 +82,24 @@ def test_mixed_precision_has_no_stale_casts(name: str) -> None:
     assert fl.digest(fl.train(start)) == end
     with torch.autocast("cpu", torch.bfloat16):
         assert fl.digest(fl.train(start)) == end
-    plain = fl.init(loop_of(name), seed=1)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "RMSprop"])
+def test_precision_is_that_of_the_loop_whatever_is_set_around_the_call(name: str) -> None:
+    def scaled(ctx: fl.Context) -> fl.Context:
+        product = ctx.params["last.weight"] @ ctx.params["last.weight"]
+        return fl.evolve(ctx, callbacks={**ctx.callbacks, "scaled": {"sum": product.sum()}})
+
+    hook = fl.Callback("scaled", init=lambda ctx: {"sum": torch.zeros(())}, epoch_end=scaled)
+    start = fl.init(loop_of(name, callbacks=[hook]), seed=1)
+    end = fl.digest(fl.train(start))
+    begun = next(ctx for ctx in fl.iterate(start) if ctx.stage == "epoch_begin")
+    batch = (torch.ones(4, 3), torch.ones(4, 4))
+    stepped = fl.digest(fl.train_step(begun, batch))
     with torch.autocast("cpu", torch.bfloat16):
-        assert fl.digest(fl.train(plain)) == fl.digest(boundaries(plain)[-1])
+        assert fl.digest(fl.train(start)) == end
+        assert fl.digest(boundaries(start)[-1]) == end
+        assert fl.digest(fl.train_step(begun, batch)) == stepped
 
 
 @given(st.sampled_from(list(OPTIMIZERS)), st.lists(st.integers(1, 7), max_size=5))
