@@ -35,7 +35,7 @@ class CompiledMembersStep(MembersStep):
     """A `MembersStep` whose gradients and update are compiled, for every shape of batch and number of members.
 
     Hyperparameters and counters enter as tensors, so that a schedule compiles nothing. What can't be compiled (networks
-    that draw random numbers, autocast) is done without it, with a warning that says why.
+    that draw random numbers) is done without it, with a warning that says why.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -93,8 +93,6 @@ class CompiledMembersStep(MembersStep):
 
     def _compiled(self, function: Function, inputs: list[Tensor]) -> Graph | None:
         try:
-            if self._autocast[1] is not None:
-                raise UncompilableError("it is made under autocast")
             if self._draws[True]:
                 raise UncompilableError("the network draws random numbers, which every member draws for itself")
             if len(self._graphs) == MANY_GRAPHS:

@@ -95,7 +95,8 @@ class MembersStep:
     ) -> Any:
         device_type, dtype = self._autocast
         if dtype is not None:
-            function = torch.autocast(device_type, dtype)(function)
+            # Its cache would keep tensors of a trace.
+            function = torch.autocast(device_type, dtype, cache_enabled=False)(function)
         with autocast_off(device_type), draws:
             return over_members(function, arguments, len(next(iter(arguments[0].values()))), randomness)
 

@@ -122,3 +122,12 @@ def test_precision_is_that_of_the_loop_whatever_is_set_around_the_call() -> None
     with torch.autocast("cpu", torch.bfloat16):
         inside = fl.train(ensemble(True))
     assert fl.tree_equal(inside.params, outside.params)
+
+
+def test_mixed_precision_is_compiled() -> None:
+    compiled, eager = (
+        fl.train(ensemble(compile, network=shallow, autocast=torch.bfloat16)) for compile in (True, False)
+    )
+    torch.testing.assert_close(compiled.last_loss, eager.last_loss, rtol=2e-2, atol=1e-3)
+    assert None not in compiled_members._graphs[compiled.loop].values()
+    assert not torch.allclose(eager.last_loss, fl.train(ensemble(False, network=shallow)).last_loss, rtol=1e-6)
