@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -25,30 +26,39 @@ from .walk import Walk
 
 def iterate_members(ctx: Context) -> Generator[Context]:
     """Every boundary context after ``ctx``; see `iterate`."""
-    with closing(_run(ctx)) as runs:
+    with closing(_run(ctx, None)) as runs:
         for run in runs:
             yield run.context()
 
 
 def train_members(ctx: Context, steps: int | None) -> Context:
     """See `train`; ``steps`` are those of the members that still train."""
-    goal = None if steps is None else ctx.global_step + steps
-    with closing(_run(ctx)) as runs:
+    goal = math.inf if steps is None else ctx.global_step + steps
+    with closing(_run(ctx, goal)) as runs:
         for run in runs:
             if run.crew.live.global_step == goal and run.crew.live.stage == "batch_end":
                 break
         return run.context()
 
 
+STRIDE = 20
+"""So many batches of a member are trained at a time, where nobody looks between them."""
+
+
 class InTurn:
-    """The members one after the other, boundary by boundary, as solo runs.
+    """The members one after the other, as solo runs.
+
+    Args:
+        stop: as that of `Walk`.
 
     Attributes:
         live: a member that still trains, or one of those that have finished.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, stop: float | None) -> None:
         assert ctx.ensemble is not None
+        looks = any(set(c.hooks) & set(BATCH_STAGES) for c in ctx.loop.callbacks if c.whole)
+        self._stop = None if looks else stop
         self._ensemble, self._loop = ctx.ensemble, ctx.loop
         self._members = [evolve(own(member), loop=_without_whole(ctx.loop)) for member in split_context(ctx)]
 
@@ -61,14 +71,16 @@ class InTurn:
         return combine_contexts([evolve(ctx, loop=self._loop) for ctx in self._members], self._ensemble)
 
     def walk(self) -> Iterator[None]:
-        """Take all members to their next boundary, again and again."""
+        """Take all members to the next boundary at which somebody may look, again and again."""
         walks = {i: Walk(ctx) for i, ctx in enumerate(self._members) if ctx.stage != "end"}
         with ExitStack() as opened:
             for boundaries in walks.values():
                 boundaries.open()
                 opened.callback(boundaries.close)
             while walks:
+                stop = None if self._stop is None else min(self._stop, self.live.global_step + STRIDE)
                 for boundaries in walks.values():
+                    boundaries.stop = stop
                     boundaries.advance()
                 self._members = [walks[i].ctx if i in walks else ctx for i, ctx in enumerate(self._members)]
                 walks = {i: boundaries for i, boundaries in walks.items() if boundaries.ctx.stage != "end"}
@@ -117,12 +129,15 @@ class Run:
         return evolve(ctx, callbacks={**ctx.callbacks, **self.slots}) if self.slots else ctx
 
 
-def _run(ctx: Context) -> Generator[Run]:
-    """The members after every boundary of those that still train; the last is that after which all have finished."""
+def _run(ctx: Context, stop: float | None) -> Generator[Run]:
+    """The members after every boundary of those that still train; the last is that after which all have finished.
+
+    Boundaries of batches before the ``stop``-th of the run may be left out.
+    """
     if ctx.stage == "end":
         return
     check_no_skipping(ctx.loop)
-    crew, boundaries, step = _start(ctx)
+    crew, boundaries, step = _start(ctx, stop)
     before, run = ctx.stage, Run(ctx, crew)
     try:
         if ctx.stage != "":
@@ -156,13 +171,13 @@ def _advance(run: Run, boundaries: Iterator[object], before: str) -> bool:
 _DONE = object()
 
 
-def _start(ctx: Context) -> tuple[Crew | InTurn, Iterator[object], MembersStep | None]:
+def _start(ctx: Context, stop: float | None) -> tuple[Crew | InTurn, Iterator[object], MembersStep | None]:
     if choose(ctx).vectorised:
         check_batch_hooks(ctx)
         step = CompiledMembersStep(ctx.loop) if ctx.loop.compile else MembersStep(ctx.loop)
         crew = Crew(ctx)
         return crew, walk_vectorised(step, crew), step
-    turns = InTurn(ctx)
+    turns = InTurn(ctx, stop)
     return turns, turns.walk(), None
 
 

@@ -43,7 +43,7 @@ def train(ctx: Context, steps: int | None = None) -> Context:
             epoch; the next call runs what follows.
 
     Errors of a hook, of the network or of the data keep their type and say where they come from; `context_of` gives
-    the last boundary before them.
+    the last boundary before them (of an ensemble whose members train in turn, one at most 20 batches earlier).
 
     Raises:
         ValueError: ``steps`` is negative, or ``ctx`` was taken inside a stage.

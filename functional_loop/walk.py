@@ -25,14 +25,14 @@ class Walk:
     Args:
         ctx: where to start.
         stop: the number of the batch, in the run, after which somebody will look at the context; the contexts of other
-            batches nobody sees but hooks. ``None`` if every boundary is looked at.
+            batches nobody sees but hooks. ``None`` if every boundary is looked at. It can be moved on at a boundary.
     """
 
     def __init__(self, ctx: Context, stop: float | None = None) -> None:
         self._ctx = ctx
         self._stretch: Stretch | None = None
         self._loop = ctx.loop
-        self._stop = stop
+        self.stop = stop
         self._boundaries = self._grammar()
 
     @property
@@ -90,8 +90,8 @@ class Walk:
             items = _mark_last(batches)
         else:
             items = ((item, i == source.length) for i, item in enumerate(batches, self.ctx.step + 1))
-        if self._stop is not None and (stretch := _stretch_from(self._step, self._ctx)) is not None:
-            yield self._train_stretch(stretch, items, self._stop)
+        if self.stop is not None and (stretch := _stretch_from(self._step, self._ctx)) is not None:
+            yield from self._train_stretches(stretch, items)
         else:
             went_back = yield from self._train_each(items)
             if went_back:
@@ -103,14 +103,19 @@ class Walk:
         if self.ctx.step == 0:
             raise ValueError(f"the training data gave no batch in epoch {epoch}")
 
-    def _train_stretch(self, stretch: Stretch, items: Iterator[Item], stop: float) -> bool:
-        self._stretch = stretch
-        # From here on the stretch has the state, and nobody else.
-        del self._ctx
-        stretch.run(items, stop)
-        self._ctx = stretch.context()
-        self._stretch = None
-        return True
+    def _train_stretches(self, stretch: Stretch | None, items: Iterator[Item]) -> Generator[bool]:
+        """All batches of the epoch, stop by stop."""
+        while stretch is not None:
+            assert self.stop is not None
+            self._stretch, stop = stretch, self.stop
+            # From here on the stretch has the state, and nobody else.
+            del self._ctx, stretch
+            self._stretch.run(items, stop)
+            self._ctx, done, self._stretch = self._stretch.context(), self._stretch.batches, None
+            if done:
+                yield True
+            ended = self._ctx.global_step != stop or self._ctx.step == self._loop.train.length
+            stretch = None if ended else _stretch_from(self._step, self._ctx)
 
     def _train_each(self, items: Iterator[Item]) -> Generator[bool, None, bool]:
         """Batch by batch, until a hook goes back to an earlier context; whether one did."""

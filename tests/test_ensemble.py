@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
+from functional_loop import ensemble_training
 from functional_loop.record import leaves_with_paths
 from tests.ensembles import data, digests, make_loop, starts
 
@@ -70,6 +71,61 @@ def test_exact_members_have_the_bits_of_their_solo_runs(optimizer: fl.Optimizer)
     contexts = starts(make_loop(optimizer=optimizer, accumulate=2))
     exact = fl.train(fl.stack(contexts, mode="exact"))
     assert digests(fl.unstack(exact)) == digests([fl.train(ctx) for ctx in contexts])
+
+
+def short_loop(**changes: Any) -> fl.Loop:
+    """Seven batches in every epoch."""
+    x, y = data()
+    return make_loop(train=fl.batches(x[:50], y[:50], batch_size=8, shuffle=True), epochs=2, **changes)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 7, 20])
+def test_members_in_turn_train_for_a_while_each_and_nobody_can_tell(
+    stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble_training, "STRIDE", stride)
+    start = fl.stack(starts(short_loop()), mode="exact")
+    given = fl.digest(start)
+    watched = list(fl.iterate(start))
+    assert len([ctx for ctx in watched if ctx.stage == "batch_end"]) == 14
+    after = {ctx.global_step: fl.digest(ctx) for ctx in watched if ctx.stage == "batch_end"}
+    assert fl.digest(fl.train(start)) == fl.digest(watched[-1])
+    ctx = start
+    for steps in (1, 3, 5):
+        ctx = fl.train(ctx, steps=steps)
+        assert fl.digest(ctx) == after[ctx.global_step]
+    assert ctx.global_step == 9
+    assert fl.digest(fl.train(ctx)) == fl.digest(watched[-1])
+    assert fl.digest(start) == given
+
+
+def test_hooks_for_the_whole_ensemble_see_every_batch_of_members_in_turn() -> None:
+    seen: list[int] = []
+
+    def look(ctx: fl.Context) -> fl.Context:
+        seen.append(ctx.global_step)
+        return ctx
+
+    fl.train(fl.stack(starts(short_loop(callbacks=[fl.Callback("look", whole=True, batch_end=look)])), mode="exact"))
+    assert seen == list(range(1, 15))
+
+
+def test_an_error_in_a_member_in_turn_carries_a_context_of_all_from_which_to_go_on() -> None:
+    fails = [True]
+
+    class Fails(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if fails[0] and self.training and len(x) == 2:
+                raise ArithmeticError("odd batch")
+            return super().forward(x)
+
+    start = fl.stack(starts(short_loop(network=lambda: Fails(6, 2))), mode="exact")
+    with pytest.raises(ArithmeticError, match="odd batch") as caught:
+        fl.train(start)
+    last = fl.context_of(caught.value)
+    assert last is not None
+    fails[0] = False
+    assert fl.digest(fl.train(last)) == fl.digest(fl.train(start))
 
 
 @pytest.mark.parametrize("mode", ["vectorised", "exact"])

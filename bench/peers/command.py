@@ -31,7 +31,8 @@ PEERS: dict[str, Sequence[str]] = {
     "accelerate": ["accelerate"],
     "keras": ["keras"],
     "composer": ["mosaicml>=0.30"],
-    "torchtnt": ["torchtnt"],
+    # It imports pkg_resources, which later ones have not.
+    "torchtnt": ["torchtnt", "setuptools<81"],
     "poutyne": ["poutyne"],
 }
 """What pip is asked for, by runner: modules of this package."""
