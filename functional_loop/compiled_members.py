@@ -15,8 +15,7 @@ from torch import Tensor
 from .batch import Batch, copied
 from .formulas import Formulas, Group, formulas
 from .graphs import Function, Graph, UncompilableError, compile_graph
-from .layouts import layout
-from .member_optimizers import as_tensor
+from .member_optimizers import as_tensor, differ
 from .member_step import MembersStep, Seeds
 from .network import tree_detach
 from .step import Gradients, Tensors
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 MANY_GRAPHS = 8
 """So many graphs are compiled for a loop without a warning."""
 
-_graphs: WeakKeyDictionary[Loop, dict[Hashable, Graph | None]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[Loop, dict[Hashable, tuple[Graph, tuple[str, ...]] | None]] = WeakKeyDictionary()
 
 
 class CompiledMembersStep(MembersStep):
@@ -42,6 +41,7 @@ class CompiledMembersStep(MembersStep):
         super().__init__(loop)
         self._graphs = _graphs.setdefault(loop, {})
         self._formulas = formulas(loop.optimizer, dict(self.network.module.named_parameters()))
+        self._values: tuple[Any, list[Group]] = (None, [])
 
     def gradients(
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seeds: Seeds
@@ -49,38 +49,39 @@ class CompiledMembersStep(MembersStep):
         tree: Any = (batch.x, batch.y)
         leaves, structure = optree.tree_flatten(tree)
         inputs = _contiguous([*params.values(), *buffers.values(), *leaves])
-        key = ("gradients", *params, *buffers, trainable, structure, *map(layout, inputs))
+        key = ("gradients", *params, *buffers, trainable, structure, *_forms(inputs))
         if key not in self._graphs:
             # The eager step finds what is wrong with the network, and which parameters have gradients.
             with_grads = tuple(super().gradients(params, buffers, trainable, copied(batch), seeds).grads)
             function = self._differentiation(params, buffers, trainable, structure, with_grads)
-            self._graphs[key] = self._compiled(function, inputs)
-        if (graph := self._graphs[key]) is None:
+            self._graphs[key] = self._compiled(function, inputs, with_grads)
+        if (kept := self._graphs[key]) is None:
             return super().gradients(params, buffers, trainable, batch, seeds)
-        made = list(graph.run(inputs))
+        graph, names = kept
+        made = graph.run(inputs)
         n = 1 + len(buffers)
-        outputs, with_grads = graph.tree(made)
-        grads = dict(zip(with_grads, made[n:]))
-        return Gradients(made[0], outputs, params, dict(zip(buffers, made[1:n])), grads)
+        return Gradients(made[0], graph.tree(made), params, dict(zip(buffers, made[1:n])), dict(zip(names, made[n:])))
 
     def update(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         known = self._formulas
         names = tuple(name for name in params if name in grads and name in known.group) if known is not None else ()
         if known is None or not names:
             return super().update(grads, state, params)
-        values = [{key: as_tensor(value) for key, value in group.items()} for group in state["groups"]]
+        if state["groups"] is not self._values[0]:
+            self._values = state["groups"], list(map(_of_members, state["groups"]))
+        values = self._values[1]
         keys = _slots(known, names, values)
         slots = {name: state["slots"].get(name, {}) for name in names}
         columns = [_slot(slots[name], key, params[name]) for name in names for key in keys[name]]
         numbers, rows = _numbers(known, values, slots, params)
         given = [*(params[name] for name in names), *(grads[name] for name in names), *columns, *numbers]
         inputs = _contiguous(given)
-        key = ("update", names, tuple(keys.values()), rows, *map(layout, inputs))
+        key = ("update", names, tuple(keys.values()), rows, *_forms(inputs))
         if key not in self._graphs:
-            self._graphs[key] = self._compiled(_movement(known, keys, rows, len(numbers)), inputs)
-        if (graph := self._graphs[key]) is None:
+            self._graphs[key] = self._compiled(_movement(known, keys, rows, len(numbers)), inputs, names)
+        if (kept := self._graphs[key]) is None:
             return super().update(grads, state, params)
-        made = iter(graph.run(inputs))
+        made = iter(kept[0].run(inputs))
         new_params = params | dict(zip(names, made))
         counters = _counted(slots, params) if known.counts else {}
         new_slots = dict(state["slots"])
@@ -91,7 +92,9 @@ class CompiledMembersStep(MembersStep):
                 del new_slots[name]
         return new_params, {"groups": state["groups"], "slots": new_slots}
 
-    def _compiled(self, function: Function, inputs: list[Tensor]) -> Graph | None:
+    def _compiled(
+        self, function: Function, inputs: list[Tensor], names: tuple[str, ...]
+    ) -> tuple[Graph, tuple[str, ...]] | None:
         try:
             if self._draws[True]:
                 raise UncompilableError("the network draws random numbers, which every member draws for itself")
@@ -102,7 +105,7 @@ class CompiledMembersStep(MembersStep):
                     UserWarning,
                     stacklevel=2,
                 )
-            return compile_graph(function, inputs)
+            return compile_graph(function, inputs), names
         except UncompilableError as error:
             warnings.warn(
                 f"compile=True: a step of an ensemble is computed without compiling it, because {error}",
@@ -130,7 +133,7 @@ class CompiledMembersStep(MembersStep):
                 losses, outputs, new_buffers = self._map(self._forward, arguments, "error", nullcontext())
                 grads = traced_gradients(losses.sum(), wanted, trainable, with_grads)
             made = [losses.detach(), *(new_buffers[name].detach() for name in buffer_names)]
-            return [*made, *(grad.contiguous() for grad in grads.values())], (tree_detach(outputs), with_grads)
+            return [*made, *(grad.contiguous() for grad in grads.values())], tree_detach(outputs)
 
         return function
 
@@ -153,10 +156,15 @@ def _movement(known: Formulas, keys: dict[str, tuple[str, ...]], rows: tuple[int
     return function
 
 
+def _of_members(group: Group) -> Group:
+    """The hyperparameters, as tensors if members differ in any."""
+    return {key: as_tensor(value) for key, value in group.items()} if differ(group) else group
+
+
 def _slots(known: Formulas, names: tuple[str, ...], values: list[Group]) -> dict[str, tuple[str, ...]]:
     """Names of slots of every parameter: those that any member needs."""
-    largest = [{**group, **{key: group[key].max() for key in ("momentum",) if key in group}} for group in values]
-    of_groups = known.slots({"groups": largest})
+    momenta = [torch.as_tensor(group["momentum"]).max() if "momentum" in group else 0 for group in values]
+    of_groups = known.slots({"groups": [{**group, "momentum": m} for group, m in zip(values, momenta)]})
     return {name: of_groups[known.group[name]] for name in names}
 
 
@@ -175,20 +183,32 @@ def _numbers(
     for name, slot in slots.items():
         group, param, step = known.group[name], params[name], slot.get("step")
         if id(step) not in counts:
-            counts[id(step)] = () if step is None else tuple(step.tolist())
-        key = (group, param.dtype, counts[id(step)] if known.counts else bool(slot))
+            counts[id(step)] = (0.0,) if step is None else tuple(step.tolist())
+        done = counts[id(step)] if known.counts else (float(bool(slot)),)
+        key = (group, param.dtype, done)
         if key not in found:
             found[key] = len(numbers)
-            count: Any = (step.double() if step is not None else 0) if known.counts else int(bool(slot))
+            count: Any = done[0] if len(set(done)) == 1 else torch.tensor(done, dtype=torch.float64)
             made = known.formula.numbers(values[group], known.flags[group], count + 1)
-            columns = [torch.as_tensor(number, dtype=torch.float64).expand(len(param)) for number in made]
-            numbers.append(torch.stack(columns).to(param.dtype))
+            numbers.append(_rows(made, len(param)).to(param.dtype))
         rows.append(found[key])
     return numbers, tuple(rows)
 
 
+def _rows(numbers: list[Any], members: int) -> Tensor:
+    """A row for each of ``numbers``, a column for each member."""
+    if any(isinstance(number, Tensor) for number in numbers):
+        return torch.stack([torch.as_tensor(n, dtype=torch.float64).expand(members) for n in numbers])
+    return torch.tensor(numbers, dtype=torch.float64).unsqueeze(1).expand(-1, members)
+
+
 def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach().contiguous() for tensor in tensors]
+    return [(tensor.detach() if tensor.requires_grad else tensor).contiguous() for tensor in tensors]
+
+
+def _forms(tensors: list[Tensor]) -> list[Hashable]:
+    """What of contiguous tensors a graph depends on."""
+    return [form for tensor in tensors for form in (tensor.shape, tensor.dtype)]
 
 
 def _counted(slots: dict[str, Group], params: Tensors) -> Tensors:

@@ -49,7 +49,7 @@ class MembersUpdate:
     def __call__(self, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
         members = len(next(iter(params.values())))
         slots = self._last[1] if state["slots"] is self._last[0] else _with_common_steps(state["slots"])
-        if slots is not None and not any(_differ(group) for group in state["groups"]):
+        if slots is not None and not any(differ(group) for group in state["groups"]):
             params, new = self._kernel(grads, {"groups": state["groups"], "slots": slots}, params, None)
             public = _with_steps_of_members(new["slots"], members)
             self._last = public, new["slots"]
@@ -85,7 +85,7 @@ def _fused(optimizer: Optimizer) -> Optimizer:
     return evolve(optimizer, hyperparameters=hyperparameters, groups=tuple(map(chosen, optimizer.groups)))
 
 
-def _differ(group: Group) -> bool:
+def differ(group: Group) -> bool:
     return any(isinstance(leaf, (Tensor, Members)) for value in group.values() for leaf in _listed(value))
 
 
