@@ -84,11 +84,12 @@ class DatasetSource(IndexedSource):
 
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
         made = self._made_by_workers if self.workers["num_workers"] else self._made_here
+        own = Tensor.pin_memory if self._pins else Tensor.clone
         # Workers take keys ahead. To have the row numbers sent back by them would cost more than to remember them.
         taken: deque[Tensor] = deque()
         for batch in made(self._keys(seed, epoch, start, taken)):
             index = taken.popleft()
-            yield (batch if isinstance(batch.index, Tensor) else evolve(batch, index=index.clone())), ()
+            yield (batch if isinstance(batch.index, Tensor) else evolve(batch, index=own(index))), ()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "dataset", **super().fingerprint()}
