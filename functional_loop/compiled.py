@@ -179,11 +179,10 @@ class CompiledStep(TracedStep):
     # Graphs, each compiled once.
 
     def _compiled(self, program: Program, inputs: Sequence[Column]) -> Compiled:
-        """The graph, run once to see that it can be, and which strides it gives its outputs."""
-        compiled = Compiled(compile_graph(program.function, *inputs), program.params, program.owners, ())
-        made = enumerate(zip(program.owners, self._call(compiled, inputs, seed=0)))
-        differing = [i for i, (name, tensor) in made if layout(tensor) != self._layouts[name]]
-        return compiled._replace(to_restride=tuple(differing))
+        graph = compile_graph(program.function, *inputs)
+        pairs = enumerate(zip(program.owners, graph.layouts))
+        differing = tuple(i for i, (name, made) in pairs if made != self._layouts[name])
+        return Compiled(graph, program.params, program.owners, differing)
 
     def _graph(self, key: Hashable, program: Callable[[], Program], inputs: Sequence[Column]) -> Compiled | None:
         """The graph for ``key``, or ``None`` where there can't be one."""

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from .draws import DrawWatch
+from .layouts import Layout, layout
 from .rng import torch_seeded
 
 Flat: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -39,6 +40,8 @@ class Graph:
 
     run: Flat
     draws: bool
+    layouts: list[Layout]
+    """Of what ``run`` returns."""
     _structure: pytree.TreeSpec
     _leaves: tuple[Any, ...]
     """Leaves of the tree that are not tensors; ``...`` in the places of those that are."""
@@ -76,12 +79,13 @@ def compile_graph(function: Function, *columns: Sequence[Tensor]) -> Graph:
         warnings.simplefilter("ignore")
         module, structure, leaves = _trace(function, inputs, [len(column) for column in columns])
         others = _lift(module)
-        run = _compile(module, inputs + others)
+        run, made = _compile(module, inputs + others)
     draws = any(
         isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
         for node in module.graph.nodes
     )
-    return Graph((lambda tensors: run([*tensors, *others])) if others else run, draws, structure, leaves)
+    with_others: Flat = (lambda tensors: run([*tensors, *others])) if others else run
+    return Graph(with_others, draws, list(map(layout, made)), structure, leaves)
 
 
 def cache_folder() -> Path:
@@ -142,21 +146,21 @@ def _lift(module: GraphModule) -> list[Tensor]:
     return [value for _, value in lifted.values()]
 
 
-def _compile(module: GraphModule, inputs: list[Tensor]) -> Flat:
-    run = _ahead_of_time(module, inputs) if all(tensor.is_cpu for tensor in inputs) else None
-    return run or _just_in_time(module, inputs)
+def _compile(module: GraphModule, inputs: list[Tensor]) -> tuple[Flat, Sequence[Tensor]]:
+    """The graph, and what it makes of ``inputs``."""
+    compiled = _ahead_of_time(module, inputs) if all(tensor.is_cpu for tensor in inputs) else None
+    return compiled or _just_in_time(module, inputs)
 
 
-def _ahead_of_time(module: GraphModule, inputs: list[Tensor]) -> Flat | None:
+def _ahead_of_time(module: GraphModule, inputs: list[Tensor]) -> tuple[Flat, Sequence[Tensor]] | None:
     folder = cache_folder() / _key(module, inputs)
     try:
         if not (folder / "graph.so").exists():
             _keep(Path(str(torch._inductor.aot_compile(module, tuple(inputs)))), folder)
         run: Flat = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / "graph.so"), 1).run
-        _try(run, inputs)
+        return run, _try(run, inputs)
     except Exception:
         return None
-    return run
 
 
 def _keep(library: Path, folder: Path) -> None:
@@ -176,7 +180,7 @@ def _keep(library: Path, folder: Path) -> None:
                 raise
 
 
-def _just_in_time(module: GraphModule, inputs: list[Tensor]) -> Flat:
+def _just_in_time(module: GraphModule, inputs: list[Tensor]) -> tuple[Flat, Sequence[Tensor]]:
     compiled = torch.compile(module, fullgraph=True, dynamic=False)
     no_grad = torch.no_grad()
 
@@ -185,16 +189,15 @@ def _just_in_time(module: GraphModule, inputs: list[Tensor]) -> Flat:
             return compiled(*tensors)  # type: ignore[no-any-return]
 
     try:
-        _try(run, inputs)
+        return run, _try(run, inputs)
     except Exception as error:
         raise UncompilableError(f"its graph can't be compiled ({_brief(error)})") from error
-    return run
 
 
-def _try(run: Flat, inputs: list[Tensor]) -> None:
+def _try(run: Flat, inputs: list[Tensor]) -> Sequence[Tensor]:
     # Seeded, so that the generator of the process stays where it is.
     with torch_seeded(0):
-        run(inputs)
+        return run(inputs)
 
 
 def _key(module: GraphModule, inputs: list[Tensor]) -> str:
