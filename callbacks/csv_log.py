@@ -26,9 +26,9 @@ class CallbackSetCSVLog(CallbackSetRowLog):
             a log.
 
     Resuming:
-        It keeps no state. Wherever a run is entered, the rows of what it has not trained yet are cut off, in one step;
-        so the file always has every row of the way to the present context once. A run that starts anew starts the file
-        anew: forks that are to be kept need a file each.
+        It keeps no state. Wherever a run is entered, or goes back (`rollback`), the rows of what it has not trained yet
+        are cut off, in one step; so the file always has every row of the way to the present context once. A run that
+        starts anew starts the file anew: forks that are to be kept need a file each.
 
     Mirrors Keras's ``CSVLogger``.
 

@@ -40,8 +40,8 @@ def rollback(
     gradient or an updated parameter is NaN or infinite; if the loss is a spike; or if ``when`` says so. Training then
     goes on from an earlier context, which may be one of the epoch before, state of the other callbacks included, and
     passes the bad batch over, as ``Loop(skip_batches=...)`` does: with ``lr_factor=1`` all that follows is, bit for
-    bit, a run with that set. ``ctx.callbacks[id]["skipped"]`` has the numbers of the batches. What objects wrote to
-    files stays there.
+    bit, a run with that set. ``ctx.callbacks[id]["skipped"]`` has the numbers of the batches. `csv_log`
+    and `json_log` follow; what other objects wrote to files stays there.
 
     Looking waits for the device: nothing on a CPU, a synchronisation per batch on an accelerator.
 

@@ -20,7 +20,7 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
     """Base of callbacks that write a line per evaluated epoch, or per ``every_steps`` batches, to a text file.
 
     A line is written at once, so that a process that is killed loses none that a checkpoint knows of. When a run is
-    entered, the lines that come after its place are cut off.
+    entered, or has gone back, the lines that come after its place are cut off.
     """
 
     def __init__(self, path: PathOrFunction, every_steps: int | None = None, id: str | None = None) -> None:
@@ -28,6 +28,7 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         if every_steps is not None:
             check_integer(self.id, "every_steps", every_steps, least=1)
         self.every_steps = every_steps
+        self._last = 0
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -47,14 +48,9 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         """The number in ``column``, the first of the row; a ValueError if this is not a line of the log."""
 
     def on_begin(self) -> None:
-        path, columns = self._enter(), self._columns(self.ctx.context.loop)
+        path = self._enter()
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            rewind(path, self._header(columns), lambda line: self._place(line, columns[0]), self._entered_after())
-        except ValueError as error:
-            raise ValueError(
-                f"{self.id}: {path} is not a log of this run ({error}); give it a file of its own"
-            ) from None
+        self._rewind(path, self._entered_after())
 
     def on_batch_end(self) -> None:
         ctx = self.ctx.context
@@ -67,12 +63,33 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         if ctx.loop.evaluates(ctx.epoch):
             self._append({"epoch": ctx.epoch, **named_scores(ctx)})
 
+    def _rewind(self, path: Path, last: int) -> None:
+        columns = self._columns(self.ctx.context.loop)
+        try:
+            rewind(path, self._header(columns), lambda line: self._place(line, columns[0]), last)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.id}: {path} is not a log of this run ({error}); give it a file of its own"
+            ) from None
+        self._last = last
+
     def _append(self, row: Row) -> None:
         columns = self._columns(self.ctx.context.loop)
-        with open(self.path or self._enter(), "ab", buffering=0) as file:
+        path, place = self.path or self._enter(), int(row[columns[0]])
+        if (valid := min(place - 1, self._still_valid())) < self._last:
+            self._rewind(path, valid)
+        self._last = place
+        with open(path, "ab", buffering=0) as file:
             # A `train_step` does not begin a run, so that there may be no header yet.
             header = "" if file.tell() else self._header(columns)
             file.write((header + self._line(row, columns)).encode())
+
+    def _still_valid(self) -> int:
+        """The place of the last row but for those of batches that are passed over since."""
+        last, ctx = self._last, self.ctx.context
+        while self.every_steps is not None and last in ctx.loop.skipped(ctx.callbacks):
+            last -= self.every_steps
+        return last
 
     def _columns(self, loop: Loop) -> list[str]:
         if self.every_steps is not None:

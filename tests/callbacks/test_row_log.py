@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
+from functional_loop.callbacks import rollback
 from functional_loop.callbacks.csv_log import CallbackSetCSVLog
 from functional_loop.callbacks.json_log import CallbackSetJSONLog
 from functional_loop.callbacks.row_log import CallbackSetRowLog
@@ -67,6 +68,23 @@ def test_a_row_for_every_few_batches(cls: type[CallbackSetRowLog], tmp_path: Pat
     ]
     assert rows(tmp_path / "log") == expected
     assert len(expected) == 4
+
+
+@pytest.mark.parametrize("back", [1, 3])
+@every_kind
+def test_a_run_that_goes_back_has_the_rows_of_one_that_never_saw_the_batch(
+    cls: type[CallbackSetRowLog], every_steps: int | None, back: int, tmp_path: Path
+) -> None:
+    """Back over the start of an epoch, whose row was written already."""
+    steps = full_loop().train.length
+    assert steps is not None
+    bad = steps + 1
+    went_back, never = tmp_path / "went back", tmp_path / "never"
+    guard = rollback(when=lambda ctx: ctx.global_step == bad, back=back)
+    fl.train(fl.init(logged(cls, went_back, epochs=3, callbacks=[cls(went_back, every_steps), guard])))
+    fl.train(fl.init(logged(cls, never, epochs=3, callbacks=[cls(never, every_steps)], skip_batches={bad})))
+    assert rows(went_back) == rows(never)
+    assert len(rows(never)) == (3 if every_steps is None else 3 * steps // every_steps - (bad % every_steps == 0))
 
 
 def test_csv_has_a_header_also_without_rows(tmp_path: Path) -> None:
