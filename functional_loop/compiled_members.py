@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import optree
@@ -15,6 +14,7 @@ from torch import Tensor
 from .batch import Batch, copied
 from .formulas import Formulas, Group, formulas
 from .graphs import Function, Graph, UncompilableError, compile_graph
+from .member_draws import Draw, GivenDraws
 from .member_optimizers import as_tensor, differ
 from .member_step import MembersStep, Seeds
 from .network import tree_detach
@@ -27,14 +27,23 @@ if TYPE_CHECKING:
 MANY_GRAPHS = 8
 """So many graphs are compiled for a loop without a warning."""
 
-_graphs: WeakKeyDictionary[Loop, dict[Hashable, tuple[Graph, tuple[str, ...]] | None]] = WeakKeyDictionary()
+
+class Kept(NamedTuple):
+    """A graph, what of the parameters it is for, and what is drawn before it."""
+
+    graph: Graph
+    names: tuple[str, ...]
+    draws: tuple[Draw, ...] = ()
+
+
+_graphs: WeakKeyDictionary[Loop, dict[Hashable, Kept | None]] = WeakKeyDictionary()
 
 
 class CompiledMembersStep(MembersStep):
     """A `MembersStep` whose gradients and update are compiled, for every shape of batch and number of members.
 
-    Hyperparameters and counters enter as tensors, so that a schedule compiles nothing. What can't be compiled (networks
-    that draw random numbers) is done without it, with a warning that says why.
+    Hyperparameters, counters and random numbers enter as tensors, so that a schedule compiles nothing. What can't be
+    compiled is done without it, with a warning that says why.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -51,16 +60,25 @@ class CompiledMembersStep(MembersStep):
         inputs = _contiguous([*params.values(), *buffers.values(), *leaves])
         key = ("gradients", *params, *buffers, trainable, structure, *_forms(inputs))
         if key not in self._graphs:
-            # The eager step finds what is wrong with the network, and which parameters have gradients.
+            # The eager step finds what is wrong with the network, which parameters have gradients, and what is drawn.
+            record: list[Draw | None] = []
+            self._record = record
             with_grads = tuple(super().gradients(params, buffers, trainable, copied(batch), seeds).grads)
-            function = self._differentiation(params, buffers, trainable, structure, with_grads)
-            self._graphs[key] = self._compiled(function, inputs, with_grads)
+            self._record = None
+            function = self._differentiation(params, buffers, trainable, structure, len(leaves), with_grads)
+            self._graphs[key] = self._compiled(function, inputs, with_grads, record)
         if (kept := self._graphs[key]) is None:
             return super().gradients(params, buffers, trainable, batch, seeds)
-        graph, names = kept
-        made = graph.run(inputs)
+        made = kept.graph.run([*inputs, *self._draw(kept.draws, seeds)])
         n = 1 + len(buffers)
-        return Gradients(made[0], graph.tree(made), params, dict(zip(buffers, made[1:n])), dict(zip(names, made[n:])))
+        grads = dict(zip(kept.names, made[n:]))
+        return Gradients(made[0], kept.graph.tree(made), params, dict(zip(buffers, made[1:n])), grads)
+
+    def _draw(self, draws: Sequence[Draw], seeds: Seeds) -> list[Tensor]:
+        if not draws:
+            return []
+        generators = self._seeded(seeds())
+        return [draw(generators) for draw in draws]
 
     def update(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         known = self._formulas
@@ -78,10 +96,10 @@ class CompiledMembersStep(MembersStep):
         inputs = _contiguous(given)
         key = ("update", names, tuple(keys.values()), rows, *_forms(inputs))
         if key not in self._graphs:
-            self._graphs[key] = self._compiled(_movement(known, keys, rows, len(numbers)), inputs, names)
+            self._graphs[key] = self._compiled(_movement(known, keys, rows, len(numbers)), inputs, names, [])
         if (kept := self._graphs[key]) is None:
             return super().update(grads, state, params)
-        made = iter(kept[0].run(inputs))
+        made = iter(kept.graph.run(inputs))
         new_params = params | dict(zip(names, made))
         counters = _counted(slots, params) if known.counts else {}
         new_slots = dict(state["slots"])
@@ -93,11 +111,12 @@ class CompiledMembersStep(MembersStep):
         return new_params, {"groups": state["groups"], "slots": new_slots}
 
     def _compiled(
-        self, function: Function, inputs: list[Tensor], names: tuple[str, ...]
-    ) -> tuple[Graph, tuple[str, ...]] | None:
+        self, function: Function, inputs: list[Tensor], names: tuple[str, ...], record: Sequence[Draw | None]
+    ) -> Kept | None:
+        draws = tuple(draw for draw in record if draw is not None)
         try:
-            if self._draws[True]:
-                raise UncompilableError("the network draws random numbers, which every member draws for itself")
+            if len(draws) < len(record):
+                raise UncompilableError("the network draws random numbers in a way that depends on values")
             if len(self._graphs) == MANY_GRAPHS:
                 warnings.warn(
                     f"compile=True: an ensemble needs more than {MANY_GRAPHS} graphs, two for every number of members "
@@ -105,7 +124,8 @@ class CompiledMembersStep(MembersStep):
                     UserWarning,
                     stacklevel=2,
                 )
-            return compile_graph(function, inputs), names
+            examples = self._draw(draws, lambda: [0] * len(inputs[0]))
+            return Kept(compile_graph(function, [*inputs, *examples]), names, draws)
         except UncompilableError as error:
             warnings.warn(
                 f"compile=True: a step of an ensemble is computed without compiling it, because {error}",
@@ -117,9 +137,16 @@ class CompiledMembersStep(MembersStep):
             self.network.release()
 
     def _differentiation(
-        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], structure: Any, with_grads: tuple[str, ...]
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        trainable: tuple[str, ...],
+        structure: Any,
+        count: int,
+        with_grads: tuple[str, ...],
     ) -> Function:
-        """From all tensors of a batch to losses, buffers and gradients; and the outputs."""
+        """From parameters, buffers, ``count`` leaves of a batch and what is drawn to losses, buffers and gradients; and
+        the outputs."""
         names, buffer_names = tuple(params), tuple(buffers)
         n, m = len(names), len(names) + len(buffer_names)
 
@@ -127,10 +154,11 @@ class CompiledMembersStep(MembersStep):
             leaves = {name: tensor.detach() for name, tensor in zip(names, tensors)}
             wanted = [leaves[name].requires_grad_() for name in trainable]
             # The network may write to its input, the graph must not.
-            x, y = optree.tree_unflatten(structure, [leaf.clone() for leaf in tensors[m:]])
+            x, y = optree.tree_unflatten(structure, [leaf.clone() for leaf in tensors[m : m + count]])
+            draws = GivenDraws(tensors[m + count :])
             arguments = (leaves, dict(zip(buffer_names, tensors[n:m])), x, y)
             with torch.enable_grad():
-                losses, outputs, new_buffers = self._map(self._forward, arguments, "error", nullcontext())
+                losses, outputs, new_buffers = self._map(self._forward, arguments, "different", draws)
                 grads = traced_gradients(losses.sum(), wanted, trainable, with_grads)
             made = [losses.detach(), *(new_buffers[name].detach() for name in buffer_names)]
             return [*made, *(grad.contiguous() for grad in grads.values())], tree_detach(outputs)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .member_draws import Draw, OwnDraws
 from .member_optimizers import MembersUpdate
 from .network import FunctionalNetwork, tree_detach
 from .step import Gradients, Tensors, autocast_off, backward
@@ -39,6 +39,7 @@ class MembersStep:
         self._device = loop.device
         self._draws = {True: False, False: False}
         self._generators: list[torch.Generator] = []
+        self._record: list[Draw | None] | None = None
 
     def gradients(
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seeds: Seeds
@@ -84,7 +85,7 @@ class MembersStep:
                 if "randomness" not in str(error):
                     raise
             self._draws[training] = True
-        return self._map(function, arguments, "different", OwnDraws(self._seeded(seeds())))
+        return self._map(function, arguments, "different", OwnDraws(self._seeded(seeds()), self._record))
 
     def _map(
         self,
@@ -106,40 +107,3 @@ class MembersStep:
         for generator, seed in zip(self._generators, seeds, strict=False):
             generator.manual_seed(seed)
         return self._generators[: len(seeds)]
-
-
-class OwnDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A region in which every draw for all members is made member by member, each from a generator of its own."""
-
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._generators = generators
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
-        return self._draw(func, args, kwargs)
-
-    def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
-        schema = func._schema
-        overload = _with_generator(func)
-        first, *rest = args
-        in_place = schema.name.endswith("_")
-        drawn = []
-        for member, generator in enumerate(self._generators):
-            own = first[member].contiguous() if isinstance(first, Tensor) else first[1:]
-            drawn.append(overload(own, *rest, **kwargs, generator=generator))
-        stacked = torch.stack(drawn)
-        return first.copy_(stacked) if in_place else stacked
-
-
-def _with_generator(func: Any) -> Any:
-    """The overload of an operator that takes a generator."""
-    if any(argument.name == "generator" for argument in func._schema.arguments):
-        return func
-    packet = func.overloadpacket
-    for name in ("generator", "default_generator"):
-        if name in packet.overloads():
-            return getattr(packet, name)
-    raise RuntimeError(f"{func} draws random numbers for all members at once, from no generator of their own")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop import compiled_members
@@ -107,13 +107,40 @@ def test_a_member_that_has_finished_stays_as_it_is() -> None:
     assert not fl.tree_equal(last[0].params, first[0].params)
 
 
-def test_what_draws_random_numbers_is_not_compiled_and_says_so() -> None:
-    def network() -> nn.Module:
-        return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+class Noisy(nn.Module):
+    """Dropout, noise on its input, and noise of a shape of its own."""
 
-    with pytest.warns(UserWarning, match="the network draws random numbers"):
-        compiled = fl.train(ensemble(True, network=network), steps=1)
-    eager = fl.train(ensemble(False, network=network), steps=1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.dropout = nn.Linear(3, 8), nn.Linear(8, 2), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0.1 * torch.randn_like(x)
+        x = self.dropout(self.first(x)) + torch.rand(8) - x.new_empty(8).uniform_()
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+def test_every_member_draws_the_random_numbers_of_its_eager_run() -> None:
+    compiled, eager = (list(fl.iterate(ensemble(compile, network=Noisy))) for compile in (True, False))
+    for one, other in zip(compiled, eager):
+        if one.stage == "batch_end":
+            torch.testing.assert_close(one.y_hats, other.y_hats, rtol=1e-4, atol=1e-5)
+    assert None not in compiled_members._graphs[compiled[0].loop].values()
+    start = ensemble(True, network=Noisy)
+    half = fl.state_dict(fl.train(start, steps=2))
+    assert fl.digest(fl.train(fl.load_state_dict(start, half))) == fl.digest(fl.train(start))
+    alone = fl.stack([fl.init(start.loop, seed) for seed in (1, 2)], mode="vectorised")
+    torch.testing.assert_close(fl.train(alone).last_loss, compiled[-1].last_loss[1:], rtol=1e-4, atol=1e-6)
+
+
+def test_draws_that_depend_on_values_are_not_compiled_and_say_so() -> None:
+    class Gated(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.bernoulli(x[:, :1].sigmoid())
+
+    with pytest.warns(UserWarning, match="draws random numbers in a way that depends on values"):
+        compiled = fl.train(ensemble(True, network=lambda: Gated(3, 2)), steps=1)
+    eager = fl.train(ensemble(False, network=lambda: Gated(3, 2)), steps=1)
     assert torch.equal(compiled.last_loss, eager.last_loss)
 
 
