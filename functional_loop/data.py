@@ -85,8 +85,8 @@ def batches(data: Any, /, y: Any = None, **options: Any) -> BatchSource:
         prefetch_factor, multiprocessing_context, timeout: as for ``torch.utils.data.DataLoader``.
 
     Random transforms of a dataset (torch, numpy, `random`) run under a seed per batch, on one thread; a dataset is a
-    function of row and seed, and is asked again for a batch in which it first draws from numpy or `random`. A loader runs
-    under seeds too. To resume in mid-epoch, it is read again from the start of the epoch, unless it has ``state_dict``
+    function of row and seed, and is asked again for a batch in which it first draws from numpy or `random`. A loader
+    runs under seeds too. To resume in mid-epoch, it is read again from the start of the epoch, unless it has ``state_dict``
     and ``load_state_dict``, as those of torchdata: then its state is part of the run. Not part of it is what its
     workers draw, or a sampler of one's own.
 
