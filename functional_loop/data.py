@@ -86,9 +86,9 @@ def batches(data: Any, /, y: Any = None, **options: Any) -> BatchSource:
 
     Random transforms of a dataset (torch, numpy, `random`) run under a seed per batch, on one thread; a dataset is a
     function of row and seed, and is asked again for a batch in which it first draws from numpy or `random`. A loader
-    runs under seeds too. To resume in mid-epoch, it is read again from the start of the epoch, unless it has ``state_dict``
-    and ``load_state_dict``, as those of torchdata: then its state is part of the run. Not part of it is what its
-    workers draw, or a sampler of one's own.
+    runs under seeds too. To resume in mid-epoch, it is read again from the start of the epoch, unless it has
+    ``state_dict`` and ``load_state_dict``, as those of torchdata: then its state is part of the run. Not part of it is
+    what its workers draw, or a sampler of one's own.
 
     Raises:
         TypeError: the data is none of the three or can be read only once; an option is unknown or of a wrong type.
