@@ -90,8 +90,8 @@ class Walk:
             items = _mark_last(batches)
         else:
             items = ((item, i == source.length) for i, item in enumerate(batches, self.ctx.step + 1))
-        if self.stop is not None and (stretch := _stretch_from(self._step, self._ctx)) is not None:
-            yield from self._train_stretches(stretch, items)
+        if self.stop is not None and (kind := _kind_of_stretch(self._step, self._ctx)) is not None:
+            yield from self._train_stretches(kind, items)
         else:
             went_back = yield from self._train_each(items)
             if went_back:
@@ -103,19 +103,20 @@ class Walk:
         if self.ctx.step == 0:
             raise ValueError(f"the training data gave no batch in epoch {epoch}")
 
-    def _train_stretches(self, stretch: Stretch | None, items: Iterator[Item]) -> Generator[bool]:
+    def _train_stretches(self, kind: type[Stretch], items: Iterator[Item]) -> Generator[bool]:
         """All batches of the epoch, stop by stop."""
-        while stretch is not None:
+        ended = False
+        while not ended:
             assert self.stop is not None
-            self._stretch, stop = stretch, self.stop
+            stop = self.stop
+            self._stretch = kind(self._step, self._ctx)
             # From here on the stretch has the state, and nobody else.
-            del self._ctx, stretch
+            del self._ctx
             self._stretch.run(items, stop)
             self._ctx, done, self._stretch = self._stretch.context(), self._stretch.batches, None
             if done:
                 yield True
             ended = self._ctx.global_step != stop or self._ctx.step == self._loop.train.length
-            stretch = None if ended else _stretch_from(self._step, self._ctx)
 
     def _train_each(self, items: Iterator[Item]) -> Generator[bool, None, bool]:
         """Batch by batch, until a hook goes back to an earlier context; whether one did."""
@@ -141,12 +142,10 @@ class Walk:
             yield True
 
 
-def _stretch_from(step: Step, ctx: Context) -> Stretch | None:
+def _kind_of_stretch(step: Step, ctx: Context) -> type[Stretch] | None:
     if InPlaceStretch.can_train(step, ctx):
-        return InPlaceStretch(step, ctx)
-    return (
-        CompiledStretch(step, ctx) if isinstance(step, CompiledStep) and CompiledStretch.can_train(step, ctx) else None
-    )
+        return InPlaceStretch
+    return CompiledStretch if isinstance(step, CompiledStep) and CompiledStretch.can_train(step, ctx) else None
 
 
 def _next_epoch(ctx: Context) -> Context:
