@@ -113,7 +113,9 @@ def _trace(
     draws = DrawWatch()
     draws.look()
     try:
-        module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        # oneDNN has LSTM as one operator, for which torch's compiler makes code that fails.
+        with torch.backends.mkldnn.flags(enabled=False):
+            module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         raise UncompilableError(f"it can't be traced ({_brief(error)})") from error
     if draws.has_moved():
