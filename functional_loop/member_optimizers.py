@@ -86,6 +86,7 @@ def _fused(optimizer: Optimizer) -> Optimizer:
 
 
 def differ(group: Group) -> bool:
+    """Whether members have hyperparameters of their own."""
     return any(isinstance(leaf, (Tensor, Members)) for value in group.values() for leaf in _listed(value))
 
 
