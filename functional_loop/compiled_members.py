@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import optree
@@ -15,7 +15,7 @@ from .batch import Batch, copied
 from .formulas import Formulas, Group, formulas
 from .graphs import Function, Graph, UncompilableError, compile_graph
 from .member_draws import Draw, GivenDraws
-from .member_optimizers import as_tensor, differ
+from .member_optimizers import as_tensor, counted, differ
 from .member_step import MembersStep, Seeds
 from .network import tree_detach
 from .step import Gradients, Tensors
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 MANY_GRAPHS = 8
 """So many graphs are compiled for a loop without a warning."""
+
+
+Slots: TypeAlias = tuple[tuple[str, ...], ...]
+"""Names of slots, for every group."""
 
 
 class Kept(NamedTuple):
@@ -50,7 +54,7 @@ class CompiledMembersStep(MembersStep):
         super().__init__(loop)
         self._graphs = _graphs.setdefault(loop, {})
         self._formulas = formulas(loop.optimizer, dict(self.network.module.named_parameters()))
-        self._values: tuple[Any, list[Group]] = (None, [])
+        self._values: tuple[Any, list[Group], Slots] = (None, [], ())
 
     def gradients(
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seeds: Seeds
@@ -86,26 +90,26 @@ class CompiledMembersStep(MembersStep):
         if known is None or not names:
             return super().update(grads, state, params)
         if state["groups"] is not self._values[0]:
-            self._values = state["groups"], list(map(_of_members, state["groups"]))
-        values = self._values[1]
-        keys = _slots(known, names, values)
+            of_members = list(map(_of_members, state["groups"]))
+            self._values = state["groups"], of_members, _slots(known, of_members)
+        _, values, keys = self._values
         slots = {name: state["slots"].get(name, {}) for name in names}
-        columns = [_slot(slots[name], key, params[name]) for name in names for key in keys[name]]
+        columns = [_slot(slots[name], key, params[name]) for name in names for key in keys[known.group[name]]]
         numbers, rows = _numbers(known, values, slots, params)
         given = [*(params[name] for name in names), *(grads[name] for name in names), *columns, *numbers]
         inputs = _contiguous(given)
-        key = ("update", names, tuple(keys.values()), rows, *_forms(inputs))
+        key = ("update", names, keys, rows, *_forms(inputs))
         if key not in self._graphs:
-            self._graphs[key] = self._compiled(_movement(known, keys, rows, len(numbers)), inputs, names, [])
+            self._graphs[key] = self._compiled(_movement(known, names, keys, rows, len(numbers)), inputs, names, [])
         if (kept := self._graphs[key]) is None:
             return super().update(grads, state, params)
         made = iter(kept.graph.run(inputs))
         new_params = params | dict(zip(names, made))
-        counters = _counted(slots, params) if known.counts else {}
+        counters = _counters(slots, params) if known.counts else {}
         new_slots = dict(state["slots"])
         for name in names:
             step = {"step": counters[name]} if known.counts else {}
-            new_slots[name] = {**slots[name], **step, **{key: next(made) for key in keys[name]}}
+            new_slots[name] = {**slots[name], **step, **{key: next(made) for key in keys[known.group[name]]}}
             if not new_slots[name]:
                 del new_slots[name]
         return new_params, {"groups": state["groups"], "slots": new_slots}
@@ -166,20 +170,18 @@ class CompiledMembersStep(MembersStep):
         return function
 
 
-def _movement(known: Formulas, keys: dict[str, tuple[str, ...]], rows: tuple[int, ...], count: int) -> Function:
+def _movement(known: Formulas, names: tuple[str, ...], slots: Slots, rows: tuple[int, ...], count: int) -> Function:
     """From parameters, gradients, slots and ``count`` tensors of numbers to new parameters and slots."""
 
     def function(tensors: Column) -> tuple[list[Tensor], Any]:
-        n = len(keys)
-        columns, numbers = iter(tensors[2 * n : -count]), tensors[-count:]
-        params, slots = [], []
-        for name, row, param, grad in zip(keys, rows, tensors[:n], tensors[n : 2 * n]):
-            c = [number.reshape(-1, *[1] * (param.dim() - 1)) for number in numbers[row].unbind()]
-            own = [next(columns) for _ in keys[name]]
-            moved, *made = known.formula.move(known.flags[known.group[name]], c, param, grad, own)
-            params.append(moved)
-            slots += made
-        return [*params, *slots], ()
+        n = len(names)
+        params, grads, columns, numbers = tensors[:n], tensors[n : 2 * n], tensors[2 * n : -count], tensors[-count:]
+        own = [
+            [number.reshape(-1, *[1] * (param.dim() - 1)) for number in numbers[row].unbind()]
+            for row, param in zip(rows, params)
+        ]
+        new_params, new_columns = known.move_by(names, slots, own, params, grads, columns)
+        return [*new_params, *new_columns], ()
 
     return function
 
@@ -189,11 +191,10 @@ def _of_members(group: Group) -> Group:
     return {key: as_tensor(value) for key, value in group.items()} if differ(group) else group
 
 
-def _slots(known: Formulas, names: tuple[str, ...], values: list[Group]) -> dict[str, tuple[str, ...]]:
-    """Names of slots of every parameter: those that any member needs."""
+def _slots(known: Formulas, values: list[Group]) -> Slots:
+    """Those that any member needs."""
     momenta = [torch.as_tensor(group["momentum"]).max() if "momentum" in group else 0 for group in values]
-    of_groups = known.slots({"groups": [{**group, "momentum": m} for group, m in zip(values, momenta)]})
-    return {name: of_groups[known.group[name]] for name in names}
+    return known.slots({"groups": [{**group, "momentum": m} for group, m in zip(values, momenta)]})
 
 
 def _slot(slot: Group, key: str, param: Tensor) -> Tensor:
@@ -239,13 +240,13 @@ def _forms(tensors: list[Tensor]) -> list[Hashable]:
     return [form for tensor in tensors for form in (tensor.shape, tensor.dtype)]
 
 
-def _counted(slots: dict[str, Group], params: Tensors) -> Tensors:
+def _counters(slots: dict[str, Group], params: Tensors) -> Tensors:
     """Counters after one more step, one for all parameters that had one."""
-    counted: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
     made = {}
     for name, slot in slots.items():
-        step = slot.get("step")
-        if id(step) not in counted:
-            counted[id(step)] = torch.ones(len(params[name]), dtype=torch.float32) if step is None else step + 1
-        made[name] = counted[id(step)]
+        step = id(slot.get("step"))
+        if step not in found:
+            found[step] = counted(slot, params[name])
+        made[name] = found[step]
     return made

@@ -137,16 +137,30 @@ class Formulas:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """New parameters, slots and counters of those moved."""
         rows = [row.unbind() for row in numbers.view(len(plan.heads), -1)] if plan.heads else []
-        following = iter(columns)
-        new_params, new_columns = [], []
-        for name, row, param, grad in zip(plan.moved, plan.rows, params, grads, strict=True):
-            group = self.group[name]
-            slots = list(islice(following, len(plan.slots[group])))
-            new_param, *new_slots = self.formula.move(self.flags[group], rows[row][1:], param, grad, slots)
-            new_params.append(new_param)
-            new_columns += new_slots
+        own = [rows[row][1:] for row in plan.rows]
+        new_params, new_columns = self.move_by(plan.moved, plan.slots, own, params, grads, columns)
         counters = [(row[0] + 1).to(self._counter_dtype) for row in rows] if self.counts else []
         return new_params, new_columns, counters
+
+    def move_by(
+        self,
+        names: Sequence[str],
+        slots: Sequence[Sequence[str]],
+        numbers: Sequence[Sequence[Tensor]],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        columns: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """New parameters and slots of ``names``, each by its own ``numbers``; ``slots`` are names, for every group."""
+        following = iter(columns)
+        new_params, new_columns = [], []
+        for name, own, param, grad in zip(names, numbers, params, grads, strict=True):
+            group = self.group[name]
+            old = list(islice(following, len(slots[group])))
+            new_param, *new_slots = self.formula.move(self.flags[group], own, param, grad, old)
+            new_params.append(new_param)
+            new_columns += new_slots
+        return new_params, new_columns
 
     def state(self, plan: Plan, state: State, columns: Sequence[Tensor], counters: Sequence[Tensor]) -> State:
         """The state after a step that made ``columns`` and ``counters``."""

@@ -138,7 +138,8 @@ def _along(value: Tensor, param: Tensor) -> Tensor:
     return value.reshape(-1, *[1] * (param.dim() - 1)) if value.dim() else value
 
 
-def _counted(slot: Group, param: Tensor) -> Tensor:
+def counted(slot: Group, param: Tensor) -> Tensor:
+    """How many steps every member has made after one more."""
     return slot["step"] + 1 if "step" in slot else torch.ones(len(param), dtype=torch.float32)
 
 
@@ -161,7 +162,7 @@ def _adam(hyper: Group, flags: Group, param: Tensor, grad: Tensor, slot: Group) 
         param = param * _along(1 - lr * hyper["weight_decay"], param)
     else:
         grad = _decayed(hyper, param, grad)
-    step = _counted(slot, param)
+    step = counted(slot, param)
     mean = _mix(slot.get("exp_avg"), grad, beta1)
     square = _mix(slot.get("exp_avg_sq"), grad * grad, beta2)
     new = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
@@ -187,7 +188,7 @@ def _sgd(hyper: Group, flags: Group, param: Tensor, grad: Tensor, slot: Group) -
 def _rmsprop(hyper: Group, flags: Group, param: Tensor, grad: Tensor, slot: Group) -> tuple[Tensor, Group]:
     grad = _decayed(hyper, param, grad)
     square = _mix(slot.get("square_avg"), grad * grad, hyper["alpha"])
-    new = {"step": _counted(slot, param), "square_avg": square}
+    new = {"step": counted(slot, param), "square_avg": square}
     mean = _mix(slot.get("grad_avg"), grad, hyper["alpha"]) if flags["centered"] else None
     move = grad / ((square if mean is None else square - mean * mean).sqrt() + _along(hyper["eps"], param))
     if bool(hyper["momentum"].any()):

@@ -13,7 +13,7 @@ from torch import Tensor
 from .formulas import Plan, formulas
 from .graphs import Function, UncompilableError
 from .network import tree_detach
-from .step import Gradients, Step, Tensors
+from .step import Gradients, Step, Tensors, backward
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -120,7 +120,7 @@ def traced_gradients(
     Raises:
         UncompilableError: others have.
     """
-    found: Sequence[Tensor | None] = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
+    found = backward(loss, leaves)
     grads = {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}
     if tuple(grads) != with_grads:
         raise UncompilableError("which parameters have gradients depends on values of tensors")
