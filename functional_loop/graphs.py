@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -19,10 +16,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from .draws import DrawWatch
+from .graph_cache import Compiled, Flat, find, keep, key_of
 from .layouts import Layout, layout
 from .rng import torch_seeded
+from .tape import Tape, record
 
-Flat: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
 Function: TypeAlias = Callable[..., tuple[list[Tensor], Any]]
 
 
@@ -58,12 +56,13 @@ class Graph:
 def compile_graph(function: Function, *columns: Sequence[Tensor]) -> Graph:
     """``function``, compiled for lists of tensors like ``columns``.
 
-    It is called once, with fake tensors: what it computes of Python values is computed for good. Tensors that it
-    gets from elsewhere are read in every run. On the CPU the graph is compiled ahead of time and kept in
-    `cache_folder`; elsewhere, or where that fails, by ``torch.compile``.
+    It is called twice, with ``columns`` and with fake tensors: what it computes of Python values is computed for good.
+    Tensors that it gets from elsewhere are read in every run. On the CPU the graph is compiled ahead of time and kept
+    in `cache_folder`; elsewhere, or where that fails, by ``torch.compile``. Where the first call does, operator by
+    operator, what one has done for which a graph was kept, that is taken.
 
     Args:
-        function: from lists of tensors to a list of tensors and a tree.
+        function: from lists of tensors to a list of tensors and a tree; it writes to none that it is given.
 
     Raises:
         UncompilableError: values of tensors decide what is computed, there is no compiler, or the like.
@@ -74,42 +73,59 @@ def compile_graph(function: Function, *columns: Sequence[Tensor]) -> Graph:
     (tensor([1., 2., 3.]), {'double': tensor([0., 2., 4.]), 'two': 2})
     """
     inputs = [tensor for column in columns for tensor in column]
+    if not all(isinstance(tensor, Tensor) for tensor in inputs):
+        raise UncompilableError("something in the batch is not a tensor")
+    flat = _Flattened(function, [len(column) for column in columns])
     with warnings.catch_warnings():
         # Those of torch's compiler about itself.
         warnings.simplefilter("ignore")
-        module, structure, leaves = _trace(function, inputs, [len(column) for column in columns])
+        tape = _recorded(flat, inputs) if all(tensor.is_cpu for tensor in inputs) else None
+        if tape is not None and (kept := find(key_of(tape.text, inputs))) is not None:
+            return flat.graph(kept, tape.others)
+        module = _trace(flat, inputs)
         others = _lift(module)
-        run, made = _compile(module, inputs + others)
-    draws = any(
-        isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
-        for node in module.graph.nodes
-    )
-    with_others: Flat = (lambda tensors: run([*tensors, *others])) if others else run
-    return Graph(with_others, draws, list(map(layout, made)), structure, leaves)
+        text = module.code if tape is None or not _equal(others, tape.others) else tape.text
+        return flat.graph(_compile(module, [*inputs, *others], key_of(text, inputs)), others)
 
 
-def cache_folder() -> Path:
-    """Where compiled graphs are kept, beside those of ``torch.compile``: see ``$TORCHINDUCTOR_CACHE_DIR``."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+class _Flattened:
+    """A function of lists of tensors as one from tensors to tensors, which remembers the tree that it made last."""
 
-    return Path(cache_dir()) / "functional_loop"
+    def __init__(self, function: Function, lengths: Sequence[int]) -> None:
+        self._function = function
+        self._lengths = lengths
+        self.structure: Any = None
+        self.leaves: tuple[Any, ...] = ()
+        """Those of the tree, ``...`` for a tensor."""
 
-
-def _trace(
-    function: Function, inputs: list[Tensor], lengths: list[int]
-) -> tuple[GraphModule, pytree.TreeSpec, tuple[Any, ...]]:
-    """The graph from tensors to tensors, and the structure of the tree with the leaves that are no tensors."""
-    if not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise UncompilableError("something in the batch is not a tensor")
-    trees: list[Any] = []
-
-    def flat(*tensors: Tensor) -> list[Tensor]:
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
         following = iter(tensors)
-        made, tree = function(*(list(islice(following, length)) for length in lengths))
-        leaves, structure = pytree.tree_flatten(tree)
-        trees[:] = [structure, tuple(... if isinstance(leaf, Tensor) else leaf for leaf in leaves)]
+        made, tree = self._function(*(list(islice(following, length)) for length in self._lengths))
+        leaves, self.structure = pytree.tree_flatten(tree)
+        self.leaves = tuple(... if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         return made + [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
+    def graph(self, compiled: Compiled, others: list[Tensor]) -> Graph:
+        run, draws, layouts = compiled
+        with_others: Flat = (lambda tensors: run([*tensors, *others])) if others else run
+        return Graph(with_others, draws, layouts, self.structure, self.leaves)
+
+
+def _recorded(flat: _Flattened, inputs: list[Tensor]) -> Tape | None:
+    draws = DrawWatch()
+    draws.look()
+    with torch_seeded(0):
+        tape = record(flat, inputs)
+    if draws.has_moved():
+        draws.restore()
+        return None
+    if tape is not None:
+        tape.note([str(flat.structure), *map(repr, flat.leaves)])
+    return tape
+
+
+def _trace(flat: _Flattened, inputs: list[Tensor]) -> GraphModule:
+    """The graph from tensors to tensors."""
     draws = DrawWatch()
     draws.look()
     try:
@@ -121,10 +137,9 @@ def _trace(
     if draws.has_moved():
         draws.restore()
         raise UncompilableError("it draws from random or numpy, which a graph would do only once")
-    structure, leaves = trees
-    if not all(leaf is ... or isinstance(leaf, (str, int, float, bool, type(None))) for leaf in leaves):
+    if not all(leaf is ... or isinstance(leaf, (str, int, float, bool, type(None))) for leaf in flat.leaves):
         raise UncompilableError("the network returns something that is neither a tensor nor a plain value")
-    return module, structure, leaves
+    return module
 
 
 def _lift(module: GraphModule) -> list[Tensor]:
@@ -148,41 +163,35 @@ def _lift(module: GraphModule) -> list[Tensor]:
     return [value for _, value in lifted.values()]
 
 
-def _compile(module: GraphModule, inputs: list[Tensor]) -> tuple[Flat, Sequence[Tensor]]:
-    """The graph, and what it makes of ``inputs``."""
-    compiled = _ahead_of_time(module, inputs) if all(tensor.is_cpu for tensor in inputs) else None
-    return compiled or _just_in_time(module, inputs)
+def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(
+        layout(a) == layout(b) and torch.equal(a, b) for a, b in zip(some, others, strict=True)
+    )
 
 
-def _ahead_of_time(module: GraphModule, inputs: list[Tensor]) -> tuple[Flat, Sequence[Tensor]] | None:
-    folder = cache_folder() / _key(module, inputs)
+def _compile(module: GraphModule, inputs: list[Tensor], key: str) -> Compiled:
+    """The graph, compiled for tensors like ``inputs``."""
+    draws = any(
+        isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+        for node in module.graph.nodes
+    )
+    compiled = _ahead_of_time(module, inputs, draws, key) if all(tensor.is_cpu for tensor in inputs) else None
+    return compiled or _just_in_time(module, inputs, draws)
+
+
+def _ahead_of_time(module: GraphModule, inputs: list[Tensor], draws: bool, key: str) -> Compiled | None:
     try:
-        if not (folder / "graph.so").exists():
-            _keep(Path(str(torch._inductor.aot_compile(module, tuple(inputs)))), folder)
-        run: Flat = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / "graph.so"), 1).run
-        return run, _try(run, inputs)
+        return find(key) or keep(
+            key,
+            Path(str(torch._inductor.aot_compile(module, tuple(inputs)))),
+            draws,
+            lambda run: _try(run, inputs),
+        )
     except Exception:
         return None
 
 
-def _keep(library: Path, folder: Path) -> None:
-    """Put a compiled library into the cache; of two processes that do so at once, the first wins."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        made = Path(temporary) / "graph"
-        made.mkdir()
-        # Beside the library may be a description of the operators that it calls through Python's side of torch.
-        for suffix in (".so", ".json"):
-            if library.with_suffix(suffix).exists():
-                shutil.copyfile(library.with_suffix(suffix), made / f"graph{suffix}")
-        try:
-            made.rename(folder)
-        except OSError:
-            if not (folder / "graph.so").exists():
-                raise
-
-
-def _just_in_time(module: GraphModule, inputs: list[Tensor]) -> tuple[Flat, Sequence[Tensor]]:
+def _just_in_time(module: GraphModule, inputs: list[Tensor], draws: bool) -> Compiled:
     compiled = torch.compile(module, fullgraph=True, dynamic=False)
     no_grad = torch.no_grad()
 
@@ -191,7 +200,7 @@ def _just_in_time(module: GraphModule, inputs: list[Tensor]) -> tuple[Flat, Sequ
             return compiled(*tensors)  # type: ignore[no-any-return]
 
     try:
-        return run, _try(run, inputs)
+        return Compiled(run, draws, list(map(layout, _try(run, inputs))))
     except Exception as error:
         raise UncompilableError(f"its graph can't be compiled ({_brief(error)})") from error
 
@@ -200,34 +209,6 @@ def _try(run: Flat, inputs: list[Tensor]) -> Sequence[Tensor]:
     # Seeded, so that the generator of the process stays where it is.
     with torch_seeded(0):
         return run(inputs)
-
-
-def _key(module: GraphModule, inputs: list[Tensor]) -> str:
-    """A hash of all that the compiled code depends on."""
-    from torch._inductor import config
-
-    parts = [
-        module.code,
-        str([(tensor.dtype, tensor.shape, tensor.stride()) for tensor in inputs]),
-        torch.__version__,
-        str(config.get_hash()),
-        # The number of threads is written into the code.
-        str(torch.get_num_threads()),
-        str(torch.are_deterministic_algorithms_enabled()),
-        torch.get_float32_matmul_precision(),
-        _processor(),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
-
-
-def _processor() -> str:
-    """What the processor can do: the cache may be in a folder that several machines share."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{torch.backends.cpu.get_cpu_capability()} {flags}"
 
 
 def _brief(error: Exception) -> str:

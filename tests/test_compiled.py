@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 import functional_loop as fl
 from functional_loop import graphs
 from functional_loop.callbacks import t_clbk
+from functional_loop.graph_cache import cache_folder
+from functional_loop.layouts import layout
 from tests.networks import NETWORKS
 from tests.processes import in_a_fresh_process
 from tests.sample_loops import data, full_loop, make_loop, noisy_mlp, recorder
@@ -24,18 +27,19 @@ COMPILABLE = [name for name in NETWORKS if name not in UNCOMPILABLE]
 
 
 @pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Graphs are traced but not compiled, which takes seconds for each; the list gets a number for every graph."""
     made: list[int] = []
 
-    def interpret(module: torch.fx.GraphModule, inputs: list[Tensor]) -> tuple[graphs.Flat, Any]:
+    def interpret(module: torch.fx.GraphModule, inputs: list[Tensor], draws: bool) -> graphs.Compiled:
         def run(tensors: list[Tensor]) -> Any:
             return module(*tensors)
 
         made.append(len(inputs))
-        return run, graphs._try(run, inputs)
+        return graphs.Compiled(run, draws, list(map(layout, graphs._try(run, inputs))))
 
-    monkeypatch.setattr(graphs, "_compile", interpret)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(graphs, "_ahead_of_time", lambda module, inputs, draws, key: interpret(module, inputs, draws))
     return made
 
 
@@ -261,13 +265,13 @@ def noisy_loop(**changes: Any) -> fl.Loop:
 
 
 def finish(sd: Any) -> tuple[str, bool]:
-    """The digest at the end of the run of `noisy_loop` that ``sd`` is the state of; whether a graph was compiled."""
-    built: list[Any] = []
-    keep, graphs._keep = graphs._keep, lambda *args: built.append(keep(*args))
+    """The digest at the end of the run of `noisy_loop` that ``sd`` is the state of; whether anything was traced."""
+    traced: list[Any] = []
+    trace, graphs._trace = graphs._trace, lambda *args: traced.append(args) or trace(*args)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ctx = fl.train(fl.load_state_dict(fl.init(noisy_loop()), sd))
-    return fl.digest(ctx), bool(built)
+    return fl.digest(ctx), bool(traced)
 
 
 def test_a_compiled_run_goes_on_in_a_fresh_process_bit_for_bit_and_compiles_nothing_there() -> None:
@@ -276,7 +280,7 @@ def test_a_compiled_run_goes_on_in_a_fresh_process_bit_for_bit_and_compiles_noth
     end = fl.train(start)
     assert torch.equal(torch.get_rng_state(), generator)
     assert fl.digest(fl.train(start)) == fl.digest(end)
-    assert graphs.cache_folder().exists()
+    assert cache_folder().exists()
     half = fl.train(start, steps=1)
     assert in_a_fresh_process(finish, fl.state_dict(half)) == (fl.digest(end), False)
 
@@ -298,7 +302,7 @@ def noisy_loop_of(network: nn.Module, **changes: Any) -> fl.Loop:
 def test_a_graph_that_cannot_be_compiled_ahead_of_time_is_compiled_by_torch_compile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(graphs, "_ahead_of_time", lambda module, inputs: None)
+    monkeypatch.setattr(graphs, "_ahead_of_time", lambda *args: None)
     monkeypatch.setattr(torch, "compile", lambda module, fullgraph, dynamic: module)
     compiled, eager = both(make_loop())
     assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
@@ -308,7 +312,7 @@ def test_without_a_compiler_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*args: Any, **kwargs: Any) -> Callable[..., Any]:
         raise RuntimeError("no compiler\nat all")
 
-    monkeypatch.setattr(graphs, "_ahead_of_time", lambda module, inputs: None)
+    monkeypatch.setattr(graphs, "_ahead_of_time", lambda *args: None)
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fail)
     with pytest.warns(UserWarning, match=r"can't be compiled \(RuntimeError: no compiler\)"):
         compiled, eager = both(make_loop())
