@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from operator import is_
 from typing import Any
 
 import attrs
@@ -17,6 +15,7 @@ from .buckets import Buckets
 from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, Write, copied_counters
 from .layouts import Layout, fit, is_contiguous, layout
 from .mover import Mover
+from .pages import Page
 
 
 @attrs.define(eq=False)
@@ -60,14 +59,17 @@ class FastGroup:
     """One parameter group: the layout of every parameter by name, its flags, its kernel and the slots of that.
 
     What the last step made is remembered, because tensors that come back need no look at their layouts, and are in
-    columns already.
+    columns already; and what the one before it made, because nobody may have it any more.
     """
 
     layouts: dict[str, Layout]
     flags: Group
     kernel: Kernel
     contiguous: bool = attrs.field(init=False)
-    _last: tuple[Mover, list[Tensor]] | None = attrs.field(default=None, init=False)
+    _last: Page | None = attrs.field(default=None, init=False)
+    """What the last step made."""
+    _spare: Page | None = attrs.field(default=None, init=False)
+    """What the step before it made."""
     _buckets: dict[tuple[tuple[str, ...], bool], Buckets] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -81,17 +83,12 @@ class FastGroup:
         own_grads = [grads[name] for name in names]
         if not self._fit(names, own_grads):
             return None
-        if (mover := self._remembered(names, values, slots, params)) is None:
-            if (columns := self.columns(names, values, slots, params)) is None:
-                return None
-            mover = self.mover(names, values, columns)
-        self._last = None
-        mover.renew()
-        for write in mover.row(own_grads):
+        if (page := self._page(names, values, slots, params)) is None:
+            return None
+        for write in page.mover.row(own_grads):
             write()
-        made = self.rows(names, values, slots, mover.columns(apart=True))
-        self._last = mover, list(_tensors(names, *made))
-        return made
+        self._last, self._spare = page, self._last
+        return page.params, _with_others(page.slots, slots)
 
     def mover(self, names: list[str], values: Group, columns: Columns, joins: bool = True) -> Mover:
         """What moves `columns` over and over; those in which somebody else has tensors, after it is renewed."""
@@ -145,22 +142,25 @@ class FastGroup:
         keys = self.kernel.slots(values, self.flags)
         # There are no rows where the kernel has no slots.
         new_slots = {name: dict(zip(keys, row)) for name, row in zip(names, zip(*own_slots))}
-        if any(len(slots[name]) != len(keys) for name in new_slots if name in slots):
-            new_slots = {name: slots.get(name, {}) | row for name, row in new_slots.items()}
-        return dict(zip(names, params)), new_slots
+        return dict(zip(names, params)), _with_others(new_slots, slots)
 
     def release(self) -> None:
-        self._last = None
+        self._last = self._spare = None
 
-    def _remembered(self, names: list[str], values: Group, slots: State, params: Tensors) -> Mover | None:
-        """What moves these tensors, if they are the very ones that the last step made."""
-        if self._last is None:
-            return None
-        mover, last = self._last
-        if mover.names != names or not mover.has(values):
-            return None
-        tensors = list(_tensors(names, params, slots))
-        return mover if len(tensors) == len(last) and all(map(is_, tensors, last)) else None
+    def _page(self, names: list[str], values: Group, slots: State, params: Tensors) -> Page | None:
+        """A page that nobody else has, of these parameters and slots; ``None`` where kernels will not do."""
+        keys = self.kernel.slots(values, self.flags)
+        last, spare, self._spare = self._last, self._spare, None
+        known = last is not None and last.is_for(names, keys) and last.is_of(params, slots)
+        if last is None or not known or not _are_numbers(values.values()):
+            columns = self.columns(names, values, slots, params)
+            return Page(self.mover(names, values, columns), keys) if columns is not None else None
+        if spare is None or not spare.is_like(last) or not spare.is_free():
+            return Page(self.mover(names, values, last.mover.columns()), keys)
+        spare.take(last)
+        if not spare.mover.has(values):
+            spare.mover.set(values)
+        return spare
 
     def _all_fit(self, names: list[str], keys: tuple[str, ...], columns: Columns) -> bool:
         params, *slots = columns
@@ -212,8 +212,11 @@ def fast_update(
     )
 
 
-def _tensors(names: Sequence[str], params: Tensors, slots: State) -> Iterable[Tensor]:
-    return chain(map(params.__getitem__, names), *(slots[name].values() for name in names if name in slots))
+def _with_others(made: State, slots: State) -> State:
+    """Slots by name, with those that the kernel knows nothing of."""
+    if any(len(slots[name]) != len(row) for name, row in made.items() if name in slots):
+        return {name: slots.get(name, {}) | row for name, row in made.items()}
+    return made
 
 
 def _are_usual(params: Column) -> bool:

@@ -27,15 +27,20 @@ class Mover:
         self, kernel: Kernel, flags: Group, names: list[str], values: Group, columns: Columns, buckets: Buckets
     ) -> None:
         self.names = names
-        self._values = _frozen(values)
+        self._kernel, self._flags = kernel, flags
         self._buckets = buckets
-        self._joined = [_replaceable(buckets.join(column)) for column in columns]
-        self._columns = [_replaceable(buckets.split(joined)) for joined in self._joined]
+        self.joined = [_replaceable(buckets.join(column)) for column in columns]
+        self._columns = [_replaceable(buckets.split(joined)) for joined in self.joined]
         alone = set(buckets.alone.values())
         self.copies_all = not alone
         """Whether it makes no use of the memory of gradients."""
         self._inside = [i for i in range(len(names)) if i not in alone]
-        self._move = kernel.prepare(values, flags, self._joined) if names else None
+        self.set(values)
+
+    def set(self, values: Group) -> None:
+        """Move by these hyperparameters from now on."""
+        self._values = _frozen(values)
+        self._move = self._kernel.prepare(values, self._flags, self.joined) if self.names else None
 
     def has(self, values: Group) -> bool:
         """Whether these are its hyperparameters."""
@@ -65,7 +70,7 @@ class Mover:
 
     def renew(self) -> None:
         """Go on with copies of the tensors that somebody else may have."""
-        for joined, column in zip(self._joined, self._columns):
+        for joined, column in zip(self.joined, self._columns):
             if isinstance(joined, list) and isinstance(column, list):
                 for i, member in self._buckets.alone.items():
                     joined[i] = column[member] = joined[i].clone()
