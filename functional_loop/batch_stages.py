@@ -128,6 +128,8 @@ def pass_over(ctx: Context, data: Any) -> Context:
 def _position(draft: Draft) -> int:
     """Which of the batches of its accumulation window the one at hand is, those passed over not counted."""
     step, number, loop = draft["step"], draft["global_step"], draft["loop"]
+    if loop.accumulate == 1:
+        return 1
     passed = sum(number - step < n < number for n in loop.skipped(draft["callbacks"]))
     return int((step - passed - 1) % loop.accumulate + 1)
 
