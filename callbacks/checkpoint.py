@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from ..context import boundary
+from ..disk.retention import Retention
 from ..patterns import Patterns
-from ..retention import Retention
 from ..store import CheckpointStore
 from .checks import check_integer
 from .writing import CallbackSetWriting, PathOrFunction

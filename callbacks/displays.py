@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ..context import Context
-from ..stacking import Members, combine
+from ..ensembles.stacking import Members, combine
 
 if TYPE_CHECKING:
     from rich.console import Console, Group

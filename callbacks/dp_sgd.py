@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..context import Context
-from ..per_sample import check_rows_are_separate, per_sample_gradients, per_sample_norms
+from ..derivatives.per_sample import check_rows_are_separate, per_sample_gradients, per_sample_norms
 from ..record import did_you_mean, evolve
 from ..rng import fold_in
 from ..stages import Callback

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ..context import Context
-from ..losses import loss_function
+from ..derivatives.losses import loss_function
 from ..record import evolve
 from ..stages import Callback
 from .checks import check_flag, check_number

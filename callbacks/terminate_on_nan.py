@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..context import Context
+from ..ensembles.vmap_rules import is_any, is_of_members
 from ..record import evolve
 from ..stages import Callback
-from ..vmap_rules import is_any, is_of_members
 from .checks import check_choice, check_integer
 
 _BEFORE_CLIPPING = -50.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..vmap_rules import is_any
+from ..ensembles.vmap_rules import is_any
 from .callback_set import CallbackSet
 from .clock import Stopwatch, seconds_of
 

@@ -1,30 +1,31 @@
 """functional_loop: training as a pure function of one frozen record, ``train: Context -> Context``."""
 
 from . import testing
-from .bisection import bisect
 from .chosen_batches import overfit
 from .context import Context, boundary
-from .curvature import hessian_vector_product, top_eigenvalues
 from .data import Batch, BatchSource, as_batch, batches
-from .differences import Difference, differences
+from .derivatives.curvature import hessian_vector_product, top_eigenvalues
+from .derivatives.losses import loss_function, trainable_params
+from .derivatives.per_sample import gradient_noise_scale, per_sample_gradients, per_sample_norms
+from .derivatives.unroll import detached, unroll
 from .donation import DonatedError
 from .dry_run import dry_run
-from .ensemble import stack, unstack
-from .ensemble_mode import ensemble_mode
+from .ensembles.ensemble import stack, unstack
+from .ensembles.grid import best, grid, predict_ensemble
+from .ensembles.mode import ensemble_mode
 from .errors import CheckpointError, FunctionalLoopError, PurityError, StateDictError, StoreInUseError, context_of
 from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
 from .export import to_module, to_optimizer
-from .grid import best, grid, predict_ensemble
 from .history import History
 from .identity import fingerprint
 from .loop import Loop, init
-from .losses import loss_function, trainable_params
 from .measures import Measure, measure
 from .optimizers import Optimizer, optimizer
-from .per_sample import gradient_noise_scale, per_sample_gradients, per_sample_norms
+from .proofs.bisection import bisect
+from .proofs.differences import Difference, differences
+from .proofs.replay import replay, verify
 from .record import evolve, record, static, tree_equal, tree_map
-from .replay import replay, verify
 from .resuming import resume
 from .rng import fold_in, seeded
 from .same_order import same_order
@@ -33,7 +34,6 @@ from .stages import STAGES, Callback, Hook, compose, every, when
 from .state import digest, load_state_dict, state_dict
 from .store import CheckpointStore
 from .training import iterate, train, train_step
-from .unroll import detached, unroll
 
 __version__ = "0.1.0"
 

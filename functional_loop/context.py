@@ -10,7 +10,7 @@ from .record import did_you_mean, evolve, record, static
 from .stages import BOUNDARIES
 
 if TYPE_CHECKING:
-    from .ensemble import Ensemble
+    from .ensembles.ensemble import Ensemble
     from .loop import Loop
 
 

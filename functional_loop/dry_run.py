@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import checkpoint_file
 from .batch import Batch, BatchSource
 from .chosen_batches import GivenBatches
 from .context import Context
+from .disk import checkpoint_file
+from .disk.saving import describe
 from .errors import noting
 from .fake_values import Allocations, Ones
 from .loop import Loop, init
 from .plain import encode
-from .purity import object_of
+from .proofs.purity import object_of
 from .record import evolve, leaves_with_paths, tree_map
-from .saving import describe
 from .stages import STAGES, Callback, Hook
 from .state import state_dict
 from .training import iterate, train

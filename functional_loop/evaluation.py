@@ -8,7 +8,7 @@ from . import measures
 from .batch_stages import evaluate
 from .context import Context, check_context, first_output
 from .data import BatchSource, batches, to_device
-from .ensemble_evaluation import member_outputs, member_scores
+from .ensembles.evaluation import member_outputs, member_scores
 from .record import evolve
 
 

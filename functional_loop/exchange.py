@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .borrowed import copied
 from .context import Context
-from .ensemble import of_one_run
+from .ensembles.ensemble import of_one_run
 from .environment import KERNELS
 from .errors import StateDictError
 from .export import to_module

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .context import Context, check_context
-from .ensemble import one_member
+from .ensembles.ensemble import one_member
 from .loop import make_module
 from .network import private_copy
 

@@ -10,14 +10,14 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from .compiled import CompiledStep
 from .context import Context
 from .data import BatchSource
+from .fast.compiled import CompiledStep
 from .measures import Measure
 from .network import check_network
 from .optimizers import Optimizer
 from .plain import check_plain
-from .purity import checked
+from .proofs.purity import checked
 from .record import evolve
 from .rng import fold_in, seeded
 from .stages import STAGES, Callback, Hook

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .borrowed import Borrowed, Closure, State, Tensors, Updater, copied, fill, is_number, numbers_of, without_params
 from .errors import StateDictError
-from .fast_update import fast_update
+from .fast.fast_update import fast_update
 from .patterns import Patterns, check_patterns, select
 from .record import did_you_mean
 

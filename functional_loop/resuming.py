@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 
 from .context import Context
-from .ensemble import member_seeds
+from .disk.folder import newest_intact, set_aside
+from .disk.lock import FolderLock
+from .ensembles.ensemble import member_seeds
 from .errors import CheckpointError, StateDictError
-from .folder import newest_intact, set_aside
-from .lock import FolderLock
 from .loop import Loop, init
 from .patterns import Patterns, matches
 from .store import CheckpointStore

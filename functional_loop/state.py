@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .borrowed import numbers_of
 from .context import Context, check_boundary, check_context
-from .ensemble import BATCH_HOOKS, MODES, split_context, stack, unstack
+from .ensembles.ensemble import BATCH_HOOKS, MODES, split_context, stack, unstack
 from .errors import StateDictError, noting
 from .identity import PLACE, TREES, Difference, compare, differences, identity, refusal
 from .migrations import VERSION, migrate

@@ -8,18 +8,18 @@ import warnings
 from pathlib import Path
 from typing import Any, Self
 
-from .background import Background
 from .context import Context, check_boundary, check_context
-from .durable import explaining, make_folder
-from .ensemble import stack
+from .disk.background import Background
+from .disk.durable import explaining, make_folder
+from .disk.folder import delete, entries, entry_of, left_over, newest_intact, readable
+from .disk.lock import FolderLock
+from .disk.retention import Retention, best_steps
+from .disk.saving import Saver, describe, identity_of, run_of
+from .ensembles.ensemble import stack
 from .errors import CheckpointError
-from .folder import delete, entries, entry_of, left_over, newest_intact, readable
 from .identity import fingerprint
-from .lock import FolderLock
 from .loop import Loop, init
 from .patterns import Patterns
-from .retention import Retention, best_steps
-from .saving import Saver, describe, identity_of, run_of
 from .state import state_dict
 
 

@@ -19,7 +19,7 @@ from .data import batches
 from .loop import AsCallback, Loop, init
 from .measures import measure
 from .optimizers import optimizer
-from .purity import object_of
+from .proofs.purity import object_of
 from .record import evolve, tree_equal
 from .rng import seeded
 from .stages import Callback, Hook

@@ -11,9 +11,9 @@ from .batch import Batch, as_batch, copied
 from .batch_stages import pass_over, train_batch
 from .context import Context, check_boundary
 from .donation import give_back, take
-from .ensemble_training import iterate_members, train_members
+from .ensembles.training import iterate_members, train_members
 from .errors import attach_context
-from .in_place import InPlaceStretch
+from .fast.in_place import InPlaceStretch
 from .leaving import run_exit, run_resume
 from .step import Step, autocast_off
 from .walk import Walk

@@ -7,14 +7,14 @@ from typing import TypeVar
 
 from . import measures
 from .batch_stages import boundary_after, place_of, train_batch, valid_batch
-from .compiled import CompiledStep
-from .compiled_stretch import CompiledStretch
 from .context import Context
 from .errors import noting
-from .in_place import InPlaceStretch
+from .fast.compiled import CompiledStep
+from .fast.compiled_stretch import CompiledStretch
+from .fast.in_place import InPlaceStretch
+from .fast.stretch import Item, Stretch
 from .record import evolve
 from .step import Step, autocast_off
-from .stretch import Item, Stretch
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop import checkpoint_file
+from functional_loop.disk import checkpoint_file
 from functional_loop.migrations import VERSION
 
 FOLDER = Path(__file__).parent / "data"

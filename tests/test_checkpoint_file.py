@@ -17,8 +17,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from functional_loop import durable
-from functional_loop.checkpoint_file import NewerFormatError, read, read_metadata, write
+from functional_loop.disk import durable
+from functional_loop.disk.checkpoint_file import NewerFormatError, read, read_metadata, write
 from functional_loop.errors import CheckpointError
 from functional_loop.record import tensor_bytes, tree_equal
 

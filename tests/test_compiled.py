@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop import graphs
 from functional_loop.callbacks import t_clbk
-from functional_loop.graph_cache import cache_folder
-from functional_loop.layouts import layout
+from functional_loop.fast import graphs
+from functional_loop.fast.graph_cache import cache_folder
+from functional_loop.fast.layouts import layout
 from tests.networks import NETWORKS
 from tests.processes import in_a_fresh_process
 from tests.sample_loops import data, full_loop, make_loop, noisy_mlp, recorder

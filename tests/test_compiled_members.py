@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop import compiled_members
 from functional_loop.callbacks import lr_one_cycle, lr_step
+from functional_loop.ensembles import compiled_members
 from functional_loop.record import leaves_with_paths
 from tests.processes import in_a_fresh_process
 from tests.sample_loops import data, make_loop, mlp

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from functional_loop import StoreInUseError
-from functional_loop.lock import NAME, FolderLock
+from functional_loop.disk.lock import NAME, FolderLock
 
 
 def forked(function: Callable[[], object]) -> tuple[int, int]:

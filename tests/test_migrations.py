@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop import checkpoint_file, migrations
-from functional_loop.checkpoint_file import NewerFormatError
+from functional_loop import migrations
+from functional_loop.disk import checkpoint_file
+from functional_loop.disk.checkpoint_file import NewerFormatError
 from functional_loop.migrations import MIGRATIONS, Migration, migrate
 from tests import released
 from tests.sample_loops import full_loop, middle
@@ -34,8 +35,8 @@ def test_a_file_of_a_released_version_loads_and_continues(version: int, tmp_path
     end = fl.train(ctx)
     store.save(end)
     assert store.steps() == [15]
-    # Machines round differently, so not the digest.
-    assert end.last_scores_valid["error"] == pytest.approx(1.065793514251709, rel=1e-3)
+    # Machines round differently, and Adam makes steps of rounding errors where a gradient is zero: not the digest.
+    assert end.last_scores_valid["error"] == pytest.approx(1.065793514251709, rel=1e-2)
 
 
 def test_every_version_up_to_this_one_has_a_file() -> None:

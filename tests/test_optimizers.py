@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from functional_loop import optimizers
 from functional_loop.borrowed import Borrowed, copied
 from functional_loop.errors import StateDictError
-from functional_loop.fast_update import fast_update
+from functional_loop.fast.fast_update import fast_update
 from functional_loop.record import leaves_with_paths, tree_equal
 
 SHAPES = {"0.weight": (5, 3), "0.bias": (5,), "2.weight": (2, 5), "2.bias": (2,), "scale": ()}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop import pages
+from functional_loop.fast import pages
 from tests.sample_loops import data, make_loop
 
 ADAM = {"default": {}, "fused": {"fused": True}, "amsgrad": {"amsgrad": True}}

@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop import checkpoint_file
-from functional_loop.bisection import bisect
 from functional_loop.callbacks import (
     CallbackSet,
     checkpoint,
@@ -28,8 +26,10 @@ from functional_loop.callbacks import (
     throughput,
     timer,
 )
+from functional_loop.disk import checkpoint_file
 from functional_loop.place import Place
-from functional_loop.replay import quiet, saved_files
+from functional_loop.proofs.bisection import bisect
+from functional_loop.proofs.replay import quiet, saved_files
 from tests import ensembles
 from tests.sample_loops import counter, full_loop
 from tests.strategies import boundaries, examples, seeds, specs

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop.lock import NAME
+from functional_loop.disk.lock import NAME
 from tests.test_store import BOUNDARIES, LOOP, at
 
 WRITING = ("open", "write", "pwrite", "ftruncate", "fsync", "close", "mkdir", "replace", "rename", "unlink")

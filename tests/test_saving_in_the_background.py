@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop import checkpoint_file
 from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
+from functional_loop.disk import checkpoint_file
 from tests.sample_loops import full_loop
 from tests.test_store import BOUNDARIES, LOOP, at, contents
 

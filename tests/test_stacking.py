@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.foreach_rules import ForeachApart
-from functional_loop.stacking import Known, Members, combine, split, vectorised
+from functional_loop.ensembles.foreach_rules import ForeachApart
+from functional_loop.ensembles.stacking import Known, Members, combine, split, vectorised
 
 leaves = st.one_of(
     st.integers(-3, 3),

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import functional_loop as fl
-from functional_loop import checkpoint_file
+from functional_loop.disk import checkpoint_file
+from functional_loop.disk.lock import NAME
 from functional_loop.errors import CheckpointError, StateDictError
-from functional_loop.lock import NAME
 from functional_loop.resuming import resume
 from functional_loop.store import CheckpointStore
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop.callbacks import ema, history
-from functional_loop.in_place import InPlaceStretch
+from functional_loop.fast.in_place import InPlaceStretch
 
 F = nn.functional
 

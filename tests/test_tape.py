@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from functional_loop import graphs
-from functional_loop.graphs import UncompilableError, compile_graph
-from functional_loop.tape import record
+from functional_loop.fast import graphs
+from functional_loop.fast.graphs import UncompilableError, compile_graph
+from functional_loop.fast.tape import record
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "add": lambda a, b, c: a + b * c,

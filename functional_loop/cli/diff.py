@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ..callbacks.digest_trace import first_parting
-from ..differences import differences
 from ..identity import compare
 from ..place import Place
+from ..proofs.differences import differences
 from .console import make_console
 from .found import read
 from .leaves import count, table

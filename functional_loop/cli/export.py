@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint_file
+from ..disk import checkpoint_file
 from ..errors import FunctionalLoopError
 from ..exchange import plain_checkpoint, write_safetensors
 from ..migrations import migrate

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint_file
+from ..disk import checkpoint_file
 from ..errors import CheckpointError, FunctionalLoopError
 from ..loop import Loop
-from ..replay import read_state, saved_files
+from ..proofs.replay import read_state, saved_files
 from . import run_file
 from .target import load_loop, with_history
 from .usage import UsageError

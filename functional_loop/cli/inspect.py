@@ -8,9 +8,9 @@ from typing import Any
 from rich.tree import Tree
 from torch import Tensor
 
-from ..differences import describe
 from ..place import Place
 from ..plain import decode
+from ..proofs.differences import describe
 from .console import make_console
 from .found import read
 from .report import format_score

@@ -10,8 +10,8 @@ import warnings
 from pathlib import Path
 
 from ..context import Context
+from ..disk.lock import NAME as LOCK
 from ..errors import CheckpointError, StateDictError, context_of
-from ..lock import NAME as LOCK
 from ..loop import Loop
 from ..resuming import resume
 from ..signals import Signals

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import CheckpointError, StateDictError
-from ..replay import verify
+from ..proofs.replay import verify
 from .console import make_console
 from .found import checkpoints_of, loop_of
 from .leaves import count, table

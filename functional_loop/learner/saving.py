@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from .. import checkpoint_file
+from ..disk import checkpoint_file
 from ..errors import StateDictError
 from .assembly import as_device
 from .model import TrainedModel

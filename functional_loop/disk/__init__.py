@@ -1,0 +1,1 @@
+"""Files that last: checkpoints, the folders that they are in, and who may write there."""

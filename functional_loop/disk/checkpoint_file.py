@@ -1,0 +1,305 @@
+"""Checkpoint files: a tree of plain containers and tensors in one safetensors file, every bit of it verified.
+
+A file has the layout of safetensors: 8 bytes of length, a JSON header, the bytes of the tensors. In the
+header, ``__metadata__`` holds one entry, the index: JSON with the checksum of the header itself, the version
+of the format, the metadata, the tree, and dtype, shape and checksum of each tensor. Nothing in a header is
+parsed before its checksum is right, and nothing is ever unpickled.
+
+The bytes are written here and not by the safetensors package: its writer makes a temporary file of its own,
+which stays behind when the process is killed, and turns an ``OSError`` into an error without ``errno``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..record import tensor_bytes
+from .durable import replacing
+from .tree_json import DTYPES, decode, encode
+
+VERSION = 1
+
+# Other dtypes are uint8 to readers of safetensors; the index has the dtype that they are.
+_SAFETENSORS_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+
+# The checksum is the first thing in a header, so that it can be verified before anything is parsed.
+_PREFIX = rb'{"__metadata__":{"functional_loop":"{\"header_sha256\":\"'
+_CHECKSUM = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 64)
+_BLANK = "0" * 64
+
+
+class NewerFormatError(CheckpointError):
+    """An intact file in a format that only a newer version of functional_loop reads."""
+
+
+@attrs.frozen
+class _Stored:
+    """What the index says of one tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@attrs.frozen
+class _Index:
+    tree: Any
+    metadata: dict[str, Any]
+    tensors: dict[str, _Stored]
+
+
+def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any]) -> None:
+    """Write ``tree`` and ``metadata`` to the file ``path``, durably and all or nothing.
+
+    A tensor object that occurs twice is stored once; of a view, the elements that it shows are stored.
+
+    Args:
+        path: the file; one that exists is replaced when the new one is complete and on the disk.
+        tree: nested dicts (str keys) and lists of tensors, int, float, bool, str and None.
+        metadata: the same without tensors; `read_metadata` reads it without reading the tensors.
+
+    Raises:
+        TypeError: something else is in the tree; the message names its path.
+        ValueError: the tree is nested deeper than 100 levels, or contains itself.
+        OSError: the file could not be written; what was there before is unharmed.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "example.safetensors"
+    >>> write(path, {"weight": torch.ones(2), "steps": [1, 2]}, {"seed": 0})
+    >>> read(path)
+    ({'weight': tensor([1., 1.]), 'steps': [1, 2]}, {'seed': 0})
+    """
+    header, tensors = _prepared(tree, metadata, lambda tensor: hashlib.sha256(tensor_bytes(tensor)).hexdigest())
+    with replacing(Path(path)) as write_bytes:
+        write_bytes(header)
+        for tensor in tensors.values():
+            write_bytes(tensor_bytes(tensor))
+
+
+def size(tree: Any, metadata: dict[str, Any]) -> int:
+    """How many bytes `write` would write; no value of a tensor is looked at.
+
+    >>> size({"weight": torch.empty(1).expand(1_000_000)}, {}) // 1_000_000
+    4
+    """
+    header, tensors = _prepared(tree, metadata, lambda tensor: _BLANK)
+    return len(header) + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _prepared(
+    tree: Any, metadata: dict[str, Any], checksum: Callable[[Tensor], str]
+) -> tuple[bytes, dict[str, Tensor]]:
+    """The header of a file, and the tensors in the order in which they follow it."""
+    json_tree, tensors = encode(tree)
+    json_metadata, forbidden = encode(metadata)
+    if forbidden:
+        raise TypeError(f"metadata can't hold tensors, and has {next(iter(forbidden))!r}")
+    # Wide elements first: each tensor is then aligned to its element size, which readers that map files need.
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    stored = {key: _Stored(t.dtype, tuple(t.shape), checksum(t)) for key, t in tensors.items()}
+    return _header(_Index(json_tree, json_metadata, stored)), tensors
+
+
+def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+    """The tree and the metadata of the file ``path``, after verifying every bit of it.
+
+    Returns:
+        The tree, its tensors on the CPU, contiguous, and independent of the file; and the metadata.
+
+    Raises:
+        CheckpointError: the file is damaged, or no checkpoint; the message says what is wrong.
+        OSError: the file does not exist or can't be read.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        index = _read_index(file, path)
+        tensors = {key: _read_tensor(file, path, key, stored) for key, stored in index.tensors.items()}
+    with _nonsense_refused(path):
+        return decode(index.tree, tensors), index.metadata
+
+
+def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of the file ``path``, after verifying every bit of it; one tensor at a time is in memory.
+
+    Raises:
+        CheckpointError: the file is damaged, or no checkpoint; the message says what is wrong.
+        OSError: the file does not exist or can't be read.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        index = _read_index(file, path)
+        for key, stored in index.tensors.items():
+            _read_tensor(file, path, key, stored)
+    return index.metadata
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of the file ``path``; its header and its length are verified, its tensors are not read.
+
+    Raises:
+        CheckpointError: the header is damaged, the length is wrong, or it is no checkpoint.
+        OSError: the file does not exist or can't be read.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        return _read_index(file, path).metadata
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """The file for reading; what the disk can't read any more is damage."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CheckpointError(f"{path} is damaged: it can't be read from the disk: {error}") from error
+
+
+def _header(index: _Index) -> bytes:
+    """The first bytes of a file: length, JSON, padding; with the checksum of all this in its place."""
+    text = _dumps(
+        {
+            "header_sha256": _BLANK,
+            "version": VERSION,
+            "metadata": index.metadata,
+            "tree": index.tree,
+            "tensors": {
+                key: {"dtype": str(t.dtype).removeprefix("torch."), "shape": t.shape, "sha256": t.sha256}
+                for key, t in index.tensors.items()
+            },
+        }
+    )
+    header = _dumps({"__metadata__": {"functional_loop": text}, **_layout(index.tensors)}).encode()
+    header += b" " * (-len(header) % 8)
+    header = len(header).to_bytes(8, "little") + header
+    return _stamped(header, hashlib.sha256(header).hexdigest())
+
+
+def _dumps(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _stamped(header: bytes, checksum: str) -> bytes:
+    return header[: _CHECKSUM.start] + checksum.encode() + header[_CHECKSUM.stop :]
+
+
+def _layout(tensors: dict[str, _Stored]) -> dict[str, Any]:
+    """safetensors' own entries for the tensors, which lie one after the other."""
+    layout: dict[str, Any] = {}
+    offset = 0
+    for key, stored in tensors.items():
+        name = _SAFETENSORS_DTYPES.get(stored.dtype)
+        layout[key] = {
+            "dtype": name or "U8",
+            "shape": list(stored.shape) if name else [stored.nbytes],
+            "data_offsets": [offset, offset + stored.nbytes],
+        }
+        offset += stored.nbytes
+    return layout
+
+
+def _read_index(file: BufferedReader, path: Path) -> _Index:
+    """The index, when the checksum of the header and the length of the file are right."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(_CHECKSUM.stop)
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < _CHECKSUM.stop or not _CHECKSUM.stop - 8 <= length <= size - 8:
+        raise CheckpointError(f"{path} is damaged or no checkpoint: its {size} bytes are too few for a header")
+    if start[8 : _CHECKSUM.start] != _PREFIX:
+        raise CheckpointError(f"{path} is damaged or no checkpoint: its header begins differently")
+    # The length may be wrong and the header as long as the file: there is one copy of it until it is verified.
+    rest = file.read(length + 8 - len(start))
+    checksum = hashlib.sha256(start[: _CHECKSUM.start] + _BLANK.encode())
+    checksum.update(rest)
+    if start[_CHECKSUM] != checksum.hexdigest().encode():
+        raise CheckpointError(f"{path} is damaged: the checksum of its header is wrong")
+    with _nonsense_refused(path):
+        index = _parse(start[8:] + rest, path)
+    end = 8 + length + sum(stored.nbytes for stored in index.tensors.values())
+    if size != end:
+        raise CheckpointError(f"{path} is damaged: it has {size} bytes and should have {end}")
+    return index
+
+
+def _parse(header: bytes, path: Path) -> _Index:
+    entries = json.loads(header)
+    index = json.loads(entries.pop("__metadata__")["functional_loop"])
+    if index["version"] > VERSION:
+        raise NewerFormatError(
+            f"{path} has format {index['version']}, and this functional_loop reads {VERSION} at most; "
+            "install a newer one"
+        )
+    tensors = {
+        key: _Stored(DTYPES[entry["dtype"]], _checked_shape(entry["shape"]), entry["sha256"])
+        for key, entry in index["tensors"].items()
+    }
+    if entries != _layout(tensors):
+        raise ValueError("header and index disagree about the tensors")
+    metadata = decode(index["metadata"], {})
+    if not isinstance(metadata, dict):
+        raise TypeError("its metadata is not a dict")
+    return _Index(index["tree"], metadata, tensors)
+
+
+def _checked_shape(shape: list[int]) -> tuple[int, ...]:
+    """A shape that torch can make: it computes strides of empty tensors too, in 64 bits."""
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**59:
+        raise ValueError(f"{shape} is not the shape of a tensor")
+    return tuple(shape)
+
+
+@contextmanager
+def _nonsense_refused(path: Path) -> Iterator[None]:
+    """What makes no sense in spite of its right checksum is a `CheckpointError`, whatever fails over it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, struct.error) as error:
+        raise CheckpointError(f"{path} is no checkpoint: {type(error).__name__}: {error}") from error
+
+
+def _read_tensor(file: BufferedReader, path: Path, key: str, stored: _Stored) -> Tensor:
+    tensor = torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
+    view = tensor_bytes(tensor)
+    if view and file.readinto(view) != stored.nbytes:
+        raise CheckpointError(f"{path} is damaged: it ends within the tensor {key!r}")
+    if hashlib.sha256(view).hexdigest() != stored.sha256:
+        raise CheckpointError(f"{path} is damaged: the checksum of the tensor {key!r} is wrong")
+    return tensor

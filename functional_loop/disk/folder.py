@@ -1,0 +1,221 @@
+"""The folder of a store: which of its files are checkpoints, what they say of themselves, and which can be used."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ..context import Context
+from ..errors import CheckpointError, StateDictError
+from ..loop import Loop
+from ..migrations import VERSION, migrate_fingerprint
+from ..patterns import Patterns
+from ..state import load_state_dict
+from . import checkpoint_file
+from .checkpoint_file import NewerFormatError
+from .durable import TEMPORARY
+
+_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(-end)?\.safetensors")
+_LEFT_OVER = re.compile(_NAME.pattern + TEMPORARY)
+
+PLACE = ("epoch", "step", "global_step", "stage", "terminate")
+"""What the metadata of a checkpoint says of its place in the loop."""
+
+_TYPES = {"seed": int, "version": int, "fingerprint": dict, "epoch": int, "step": int, "global_step": int, "stage": str}
+_TYPES |= {"terminate": bool, "last_scores_valid": dict, "minimize": dict, "members": list}
+_OPTIONAL = ("last_scores_valid", "minimize", "members")
+
+
+@attrs.frozen(order=True)
+class Entry:
+    """A file that is a checkpoint by its name; ``end`` if it is that of a finished run."""
+
+    global_step: int
+    end: bool
+    path: Path
+
+    def metadata(self) -> dict[str, Any]:
+        """What it says of itself; the tensors are neither read nor verified.
+
+        Raises:
+            CheckpointError: it is damaged, no checkpoint of a run, or not the one that its name says.
+        """
+        return self._checked(checkpoint_file.read_metadata(self.path))
+
+    def read(self) -> tuple[Any, dict[str, Any]]:
+        """State dict and metadata, after verifying every bit; raises as `metadata` does."""
+        state, metadata = checkpoint_file.read(self.path)
+        if type(state) is not dict:
+            raise CheckpointError(f"{self.path} is no checkpoint of a run: it holds no state dict")
+        return state, self._checked(metadata)
+
+    def verify(self) -> dict[str, Any]:
+        """The metadata, after verifying every bit; raises as `metadata` does."""
+        return self._checked(checkpoint_file.verify(self.path))
+
+    def _checked(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        for name, kind in _TYPES.items():
+            if name not in metadata and name not in _OPTIONAL:
+                raise CheckpointError(f"{self.path} is no checkpoint of a run: it lacks {name}")
+            if type(metadata.get(name, kind())) is not kind:
+                raise CheckpointError(f"{self.path} is no checkpoint of a run: its {name} is no {kind.__name__}")
+        if self.path.name != (name := file_name(metadata["global_step"], metadata["stage"])):
+            raise CheckpointError(f"{self.path} is not what its name says: it was saved as {name}")
+        try:
+            return {**metadata, "fingerprint": migrate_fingerprint(metadata["fingerprint"], metadata["version"])}
+        except StateDictError as error:
+            kind = NewerFormatError if metadata["version"] > VERSION else CheckpointError
+            raise kind(f"{self.path}: {error}") from error
+
+
+@attrs.frozen
+class Intact:
+    """A checkpoint of which every bit was verified."""
+
+    path: Path
+    state: Any
+    seed: int | list[int]
+    """The seed of the run, or those of all members of an ensemble."""
+
+    def into(self, ctx: Context, strict: bool, allow: Patterns) -> Context:
+        """The context that was saved, in the loop of ``ctx``.
+
+        Raises:
+            StateDictError: it belongs to another loop; the differences are listed.
+        """
+        try:
+            return load_state_dict(ctx, self.state, strict=strict, allow=allow)
+        except StateDictError as error:
+            error.add_note(f"while loading {self.path}")
+            raise
+
+
+def file_name(global_step: int, stage: str) -> str:
+    return f"step-{global_step:08}{'-end' if stage == 'end' else ''}.safetensors"
+
+
+def entry_of(folder: Path, ctx: Context) -> Entry:
+    """Where ``ctx`` is saved."""
+    return Entry(ctx.global_step, ctx.stage == "end", folder / file_name(ctx.global_step, ctx.stage))
+
+
+def entries(folder: Path) -> list[Entry]:
+    """The files that are checkpoints by their names, oldest first."""
+    paths = (path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
+    named = ((_NAME.fullmatch(path.name), path) for path in paths)
+    return sorted(Entry(int(name[1]), bool(name[2]), path) for name, path in named if name)
+
+
+def readable(found: list[Entry]) -> list[tuple[Entry, dict[str, Any]]]:
+    """The checkpoints whose metadata can be read, with it."""
+    pairs = []
+    for entry in found:
+        with suppress(CheckpointError, OSError):
+            pairs.append((entry, entry.metadata()))
+    return pairs
+
+
+def newest_metadata(folder: Path) -> dict[str, Any] | None:
+    """What the newest readable checkpoint says of itself, or ``None`` if there is no file that is one by its name.
+
+    Raises:
+        NewerFormatError: it takes a newer version to read it.
+        CheckpointError: there are such files, and not one of them is readable.
+    """
+    failed: Exception | None = None
+    for entry in reversed(entries(folder)):
+        try:
+            return entry.metadata()
+        except NewerFormatError:
+            raise
+        except FileNotFoundError:
+            continue  # deleted by another process since it was listed
+        except CheckpointError as error:
+            failed = failed or error
+    if failed is not None:
+        raise CheckpointError(
+            f"{folder} holds files named like checkpoints, and none is an intact one: give this run a folder of its "
+            f"own, or let resume() set them aside: {failed}"
+        )
+    return None
+
+
+def newest_intact(folder: Path, loop: Loop, step: int | None) -> tuple[Intact | None, dict[Path, CheckpointError]]:
+    """The newest checkpoint from which ``loop`` goes on, or that of ``step``, and the damaged ones that are newer.
+
+    Raises:
+        NewerFormatError: it is not damage if a newer version wrote it, and going back behind it would lose work.
+        CheckpointError: only finished runs are left, and ``loop`` has more epochs than they have.
+    """
+    found = entries(folder)
+    while True:
+        try:
+            return _newest_intact([entry for entry in found if step in (None, entry.global_step)], loop)
+        except FileNotFoundError:
+            # A process that writes there may have deleted what it had listed before.
+            before, found = found, entries(folder)
+            if found == before:
+                raise
+
+
+def _newest_intact(found: list[Entry], loop: Loop) -> tuple[Intact | None, dict[Path, CheckpointError]]:
+    damaged: dict[Path, CheckpointError] = {}
+    passed_over = None
+    for entry in reversed(found):
+        try:
+            if entry.end and not _is_final(entry.metadata(), loop):
+                passed_over = entry
+                continue
+            state, metadata = entry.read()
+            return Intact(entry.path, state, metadata.get("members", metadata["seed"])), damaged
+        except NewerFormatError:
+            raise
+        except CheckpointError as error:
+            damaged[entry.path] = error
+    if passed_over is not None:
+        raise CheckpointError(
+            f"{passed_over.path} is of a finished run and can't be trained for {loop.epochs} epochs; that needs the "
+            "checkpoint of an 'epoch_end' or an earlier stage, and there is no intact one"
+        )
+    return None, damaged
+
+
+def _is_final(metadata: dict[str, Any], loop: Loop) -> bool:
+    return bool(metadata["terminate"] or metadata["epoch"] >= loop.epochs)
+
+
+def delete(paths: list[Path]) -> list[str]:
+    """Delete files; what failed, a line each."""
+    failed = []
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            failed.append(f"an old checkpoint could not be deleted: {error}")
+    return failed
+
+
+def left_over(folder: Path) -> list[Path]:
+    """Unfinished files of processes that were killed while they saved."""
+    return [path for path in folder.iterdir() if _LEFT_OVER.fullmatch(path.name)]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that it is in nobody's way and still there to be looked at."""
+    aside = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    return path.rename(aside)
+
+
+def signature(path: Path) -> tuple[int, ...]:
+    """Differs when somebody else has written the file."""
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns

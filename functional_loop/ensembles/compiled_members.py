@@ -1,0 +1,252 @@
+"""The tensor program of one batch of all members of an ensemble as two compiled graphs: gradients and update."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
+
+import optree
+import torch
+from torch import Tensor
+
+from ..batch import Batch, copied
+from ..fast.formulas import Formulas, Group, formulas
+from ..fast.graphs import Function, Graph, UncompilableError, compile_graph
+from ..fast.traced import Column, traced_gradients
+from ..network import tree_detach
+from ..step import Gradients, Tensors
+from .member_draws import Draw, GivenDraws
+from .member_optimizers import as_tensor, counted, differ
+from .member_step import MembersStep, Seeds
+
+if TYPE_CHECKING:
+    from ..loop import Loop
+
+MANY_GRAPHS = 8
+"""So many graphs are compiled for a loop without a warning."""
+
+
+Slots: TypeAlias = tuple[tuple[str, ...], ...]
+"""Names of slots, for every group."""
+
+
+class Kept(NamedTuple):
+    """A graph, what of the parameters it is for, and what is drawn before it."""
+
+    graph: Graph
+    names: tuple[str, ...]
+    draws: tuple[Draw, ...] = ()
+
+
+_graphs: WeakKeyDictionary[Loop, dict[Hashable, Kept | None]] = WeakKeyDictionary()
+
+
+class CompiledMembersStep(MembersStep):
+    """A `MembersStep` whose gradients and update are compiled, for every shape of batch and number of members.
+
+    Hyperparameters, counters and random numbers enter as tensors, so that a schedule compiles nothing. What can't be
+    compiled is done without it, with a warning that says why.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__(loop)
+        self._graphs = _graphs.setdefault(loop, {})
+        self._formulas = formulas(loop.optimizer, dict(self.network.module.named_parameters()))
+        self._values: tuple[Any, list[Group], Slots] = (None, [], ())
+
+    def gradients(
+        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seeds: Seeds
+    ) -> Gradients:
+        tree: Any = (batch.x, batch.y)
+        leaves, structure = optree.tree_flatten(tree)
+        inputs = _contiguous([*params.values(), *buffers.values(), *leaves])
+        key = ("gradients", *params, *buffers, trainable, structure, *_forms(inputs))
+        if key not in self._graphs:
+            # The eager step finds what is wrong with the network, which parameters have gradients, and what is drawn.
+            record: list[Draw | None] = []
+            self._record = record
+            with_grads = tuple(super().gradients(params, buffers, trainable, copied(batch), seeds).grads)
+            self._record = None
+            function = self._differentiation(params, buffers, trainable, structure, len(leaves), with_grads)
+            self._graphs[key] = self._compiled(function, inputs, with_grads, record)
+        if (kept := self._graphs[key]) is None:
+            return super().gradients(params, buffers, trainable, batch, seeds)
+        made = kept.graph.run([*inputs, *self._draw(kept.draws, seeds)])
+        n = 1 + len(buffers)
+        grads = dict(zip(kept.names, made[n:]))
+        return Gradients(made[0], kept.graph.tree(made), params, dict(zip(buffers, made[1:n])), grads)
+
+    def _draw(self, draws: Sequence[Draw], seeds: Seeds) -> list[Tensor]:
+        if not draws:
+            return []
+        generators = self._seeded(seeds())
+        return [draw(generators) for draw in draws]
+
+    def update(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
+        known = self._formulas
+        names = tuple(name for name in params if name in grads and name in known.group) if known is not None else ()
+        if known is None or not names:
+            return super().update(grads, state, params)
+        if state["groups"] is not self._values[0]:
+            of_members = list(map(_of_members, state["groups"]))
+            self._values = state["groups"], of_members, _slots(known, of_members)
+        _, values, keys = self._values
+        slots = {name: state["slots"].get(name, {}) for name in names}
+        columns = [_slot(slots[name], key, params[name]) for name in names for key in keys[known.group[name]]]
+        numbers, rows = _numbers(known, values, slots, params)
+        given = [*(params[name] for name in names), *(grads[name] for name in names), *columns, *numbers]
+        inputs = _contiguous(given)
+        key = ("update", names, keys, rows, *_forms(inputs))
+        if key not in self._graphs:
+            self._graphs[key] = self._compiled(_movement(known, names, keys, rows, len(numbers)), inputs, names, [])
+        if (kept := self._graphs[key]) is None:
+            return super().update(grads, state, params)
+        made = iter(kept.graph.run(inputs))
+        new_params = params | dict(zip(names, made))
+        counters = _counters(slots, params) if known.counts else {}
+        new_slots = dict(state["slots"])
+        for name in names:
+            step = {"step": counters[name]} if known.counts else {}
+            new_slots[name] = {**slots[name], **step, **{key: next(made) for key in keys[known.group[name]]}}
+            if not new_slots[name]:
+                del new_slots[name]
+        return new_params, {"groups": state["groups"], "slots": new_slots}
+
+    def _compiled(
+        self, function: Function, inputs: list[Tensor], names: tuple[str, ...], record: Sequence[Draw | None]
+    ) -> Kept | None:
+        draws = tuple(draw for draw in record if draw is not None)
+        try:
+            if len(draws) < len(record):
+                raise UncompilableError("the network draws random numbers in a way that depends on values")
+            if len(self._graphs) == MANY_GRAPHS:
+                warnings.warn(
+                    f"compile=True: an ensemble needs more than {MANY_GRAPHS} graphs, two for every number of members "
+                    "that still train and one more for every other shape of batch; each takes some time to compile",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            examples = self._draw(draws, lambda: [0] * len(inputs[0]))
+            return Kept(compile_graph(function, [*inputs, *examples]), names, draws)
+        except UncompilableError as error:
+            warnings.warn(
+                f"compile=True: a step of an ensemble is computed without compiling it, because {error}",
+                UserWarning,
+                stacklevel=2,
+            )
+            return None
+        finally:
+            self.network.release()
+
+    def _differentiation(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        trainable: tuple[str, ...],
+        structure: Any,
+        count: int,
+        with_grads: tuple[str, ...],
+    ) -> Function:
+        """From parameters, buffers, ``count`` leaves of a batch and what is drawn to losses, buffers and gradients; and
+        the outputs."""
+        names, buffer_names = tuple(params), tuple(buffers)
+        n, m = len(names), len(names) + len(buffer_names)
+
+        def function(tensors: Column) -> tuple[list[Tensor], Any]:
+            leaves = {name: tensor.detach() for name, tensor in zip(names, tensors)}
+            wanted = [leaves[name].requires_grad_() for name in trainable]
+            # The network may write to its input, the graph must not.
+            x, y = optree.tree_unflatten(structure, [leaf.clone() for leaf in tensors[m : m + count]])
+            draws = GivenDraws(tensors[m + count :])
+            arguments = (leaves, dict(zip(buffer_names, tensors[n:m])), x, y)
+            with torch.enable_grad():
+                losses, outputs, new_buffers = self._map(self._forward, arguments, "different", draws)
+                grads = traced_gradients(losses.sum(), wanted, trainable, with_grads)
+            made = [losses.detach(), *(new_buffers[name].detach() for name in buffer_names)]
+            return [*made, *(grad.contiguous() for grad in grads.values())], tree_detach(outputs)
+
+        return function
+
+
+def _movement(known: Formulas, names: tuple[str, ...], slots: Slots, rows: tuple[int, ...], count: int) -> Function:
+    """From parameters, gradients, slots and ``count`` tensors of numbers to new parameters and slots."""
+
+    def function(tensors: Column) -> tuple[list[Tensor], Any]:
+        n = len(names)
+        params, grads, columns, numbers = tensors[:n], tensors[n : 2 * n], tensors[2 * n : -count], tensors[-count:]
+        own = [
+            [number.reshape(-1, *[1] * (param.dim() - 1)) for number in numbers[row].unbind()]
+            for row, param in zip(rows, params)
+        ]
+        new_params, new_columns = known.move_by(names, slots, own, params, grads, columns)
+        return [*new_params, *new_columns], ()
+
+    return function
+
+
+def _of_members(group: Group) -> Group:
+    """The hyperparameters, as tensors if members differ in any."""
+    return {key: as_tensor(value) for key, value in group.items()} if differ(group) else group
+
+
+def _slots(known: Formulas, values: list[Group]) -> Slots:
+    """Those that any member needs."""
+    momenta = [torch.as_tensor(group["momentum"]).max() if "momentum" in group else 0 for group in values]
+    return known.slots({"groups": [{**group, "momentum": m} for group, m in zip(values, momenta)]})
+
+
+def _slot(slot: Group, key: str, param: Tensor) -> Tensor:
+    return slot[key] if key in slot else param.new_zeros(()).expand_as(param)
+
+
+def _numbers(
+    known: Formulas, values: list[Group], slots: dict[str, Group], params: Tensors
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Tensors of the numbers of all members, and which of them each parameter goes by."""
+    found: dict[Hashable, int] = {}
+    numbers: list[Tensor] = []
+    rows = []
+    counts: dict[int, tuple[float, ...]] = {}
+    for name, slot in slots.items():
+        group, param, step = known.group[name], params[name], slot.get("step")
+        if id(step) not in counts:
+            counts[id(step)] = (0.0,) if step is None else tuple(step.tolist())
+        done = counts[id(step)] if known.counts else (float(bool(slot)),)
+        key = (group, param.dtype, done)
+        if key not in found:
+            found[key] = len(numbers)
+            count: Any = done[0] if len(set(done)) == 1 else torch.tensor(done, dtype=torch.float64)
+            made = known.formula.numbers(values[group], known.flags[group], count + 1)
+            numbers.append(_rows(made, len(param)).to(param.dtype))
+        rows.append(found[key])
+    return numbers, tuple(rows)
+
+
+def _rows(numbers: list[Any], members: int) -> Tensor:
+    """A row for each of ``numbers``, a column for each member."""
+    if any(isinstance(number, Tensor) for number in numbers):
+        return torch.stack([torch.as_tensor(n, dtype=torch.float64).expand(members) for n in numbers])
+    return torch.tensor(numbers, dtype=torch.float64).unsqueeze(1).expand(-1, members)
+
+
+def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [(tensor.detach() if tensor.requires_grad else tensor).contiguous() for tensor in tensors]
+
+
+def _forms(tensors: list[Tensor]) -> list[Hashable]:
+    """What of contiguous tensors a graph depends on."""
+    return [form for tensor in tensors for form in (tensor.shape, tensor.dtype)]
+
+
+def _counters(slots: dict[str, Group], params: Tensors) -> Tensors:
+    """Counters after one more step, one for all parameters that had one."""
+    found: dict[int, Tensor] = {}
+    made = {}
+    for name, slot in slots.items():
+        step = id(slot.get("step"))
+        if step not in found:
+            found[step] = counted(slot, params[name])
+        made[name] = found[step]
+    return made

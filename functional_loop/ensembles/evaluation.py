@@ -1,0 +1,51 @@
+"""Outputs of all members of an ensemble in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .. import measures
+from ..batch import Batch, BatchSource, to_device
+from ..batch_stages import evaluate
+from ..context import Context, first_output
+from ..record import evolve
+from .ensemble import member_seeds, split_context
+from .member_data import fetch_members
+from .member_step import MembersStep
+from .mode import choose
+from .stacking import combine, split
+from .walk import evaluate_members
+
+
+def member_outputs(ctx: Context, source: BatchSource) -> Iterator[tuple[Any, Batch]]:
+    """The outputs and the batch, stacked, for every batch of ``source``."""
+    assert ctx.ensemble is not None
+    seeds = member_seeds(ctx)
+    fetched = fetch_members(source, seeds, max(ctx.epoch, 1), 0, [()] * len(seeds))
+    step = MembersStep(ctx.loop) if choose(ctx).vectorised else ctx.loop.borrow_step()
+    try:
+        for position, (batch, _) in enumerate(fetched, 1):
+            batch, at = to_device(batch, ctx.loop.device), evolve(ctx, step_valid=position)
+            if isinstance(step, MembersStep):
+                yield evaluate_members(step, at, batch.x), batch
+            else:
+                parts = zip(split_context(at), split(batch.x, len(seeds)), strict=True)
+                yield combine([evaluate(step, evolve(c, step_valid=position), x) for c, x in parts]), batch
+    finally:
+        if isinstance(step, MembersStep):
+            step.release()
+        else:
+            ctx.loop.return_step(step)
+
+
+def member_scores(ctx: Context, source: BatchSource) -> dict[str, Any]:
+    """The scores of all members by measure id."""
+    assert ctx.ensemble is not None
+    chosen, members = ctx.loop.measures_valid, ctx.ensemble.members
+    running = [measures.start(chosen) for _ in range(members)]
+    for y_hats, batch in member_outputs(ctx, source):
+        for i, (each, y) in enumerate(split((y_hats, batch.y), members)):
+            running[i] = measures.accumulate(chosen, running[i], first_output(each), y)
+    scores: dict[str, Any] = combine([measures.scores(chosen, each) for each in running], numbers=True)
+    return scores

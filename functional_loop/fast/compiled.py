@@ -1,0 +1,293 @@
+"""The tensor program of one batch as compiled graphs: one for all of it, or two where hooks see the gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import optree
+from torch import Tensor
+
+from ..batch import Batch, copied
+from ..borrowed import State
+from ..rng import torch_seeded
+from ..step import Gradients, StepInputs, Tensors, refuse_inference_mode
+from .formulas import Plan
+from .graphs import Graph, UncompilableError, compile_graph
+from .layouts import fit, layout
+from .traced import Case, Column, Program, TracedStep
+
+if TYPE_CHECKING:
+    from ..loop import Loop
+
+MANY_CASES = 8
+"""So many shapes of batches are compiled without a warning."""
+
+
+class Compiled(NamedTuple):
+    """A graph, and what its outputs are; the first of them belong to parameters and buffers."""
+
+    graph: Graph
+    params: tuple[str, ...]
+    owners: tuple[str, ...]
+    to_restride: tuple[int, ...]
+    """Outputs that have other strides than their owners."""
+
+
+class Made(NamedTuple):
+    """What a step made, in the layouts that the next one needs."""
+
+    plan: Plan | None = None
+    tensors: Column = ()
+    columns: Column = ()
+    counters: Sequence[Any] = ()
+
+
+class Ran(NamedTuple):
+    """A step that was one graph, and what came out of it."""
+
+    case: Case
+    plan: Plan
+    compiled: Compiled
+    made: list[Tensor]
+
+
+class CompiledStep(TracedStep):
+    """A `Step` whose gradients and update are compiled: once for every shape of batch, set of trainable parameters and
+    structure of the optimizer's state.
+
+    Hyperparameters and counters enter the graphs as tensors, so that a schedule compiles nothing. What can't be
+    compiled is done as `Step` does it, with a warning that says why. Evaluation is not compiled, nor are updates of
+    optimizers for which there are no `formulas`.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__(loop)
+        module = self.network.module
+        tensors: Tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._layouts = {name: layout(tensor.detach().clone()) for name, tensor in tensors.items()}
+        self._cases: list[Case] = []
+        self._graphs: dict[Hashable, Compiled | None] = {}
+        self._made = Made()
+        self.at_once = self._formulas is not None and loop.accumulate == 1 and not loop.hooks["after_backward"]
+
+    def whole(self, given: StepInputs) -> tuple[Gradients, State]:
+        """`gradients` and `update` in one, for a loop whose steps are made ``at_once``: with the new parameters, and
+        with gradients only where a hook can see them."""
+        if (ran := self.run(given)) is None:
+            return self.eagerly(given)
+        params, buffers, optimizer_state, rest = self.after(ran, given.params, given.optimizer_state)
+        grads = dict(zip(ran.case.with_grads, rest[1:])) if self._shows_grads else {}
+        return Gradients(rest[0], ran.compiled.graph.tree(ran.made), params, buffers, grads), optimizer_state
+
+    def eagerly(self, given: StepInputs) -> tuple[Gradients, State]:
+        """As `whole`, without a graph."""
+        params, buffers, trainable, batch, optimizer_state, seed, probe = given
+        found = super().gradients(params, buffers, trainable, batch, seed, probe)
+        params, optimizer_state = self.updater(found.grads, optimizer_state, found.params)
+        return found._replace(params=params), optimizer_state
+
+    def run(self, given: StepInputs) -> Ran | None:
+        """A step as one graph, or ``None`` where there can't be one."""
+        assert self._formulas is not None
+        params, buffers, trainable, batch, optimizer_state, seed, probe = given
+        case, leaves = self._case(params, buffers, trainable, batch, seed, probe)
+        plan = self._plan(case.with_grads, optimizer_state)
+        columns = self._columns(plan, optimizer_state)
+        inputs = (self._tensors(params, buffers), columns, leaves, self._formulas.fill(plan, optimizer_state))
+        compiled = self._graph((case, plan), lambda: self._whole_program(case, plan), inputs)
+        return None if compiled is None else Ran(case, plan, compiled, self._call(compiled, inputs, seed))
+
+    def run_on(self, ran: Ran, batch: Batch, optimizer_state: State, seed: int) -> Ran | None:
+        """The step after ``ran`` by the same graph, into which goes what came out of it.
+
+        ``None`` if the batch needs another graph, or if not all that the graph takes has come out of it.
+
+        Args:
+            optimizer_state: that before ``ran`` or an earlier step, for its hyperparameters.
+        """
+        assert self._formulas is not None
+        case, plan, compiled, made = ran
+        tree: Any = (batch.x, batch.y)
+        leaves, structure = optree.tree_flatten(tree)
+        if [layout(leaf) for leaf in leaves] != case.layouts or structure != case.structure:
+            return None
+        if compiled.params != self._names:
+            return None
+        n = len(compiled.owners)
+        counters = made[n : n + len(plan.heads) * self._formulas.counts]
+        inputs = (made[:n], leaves, self._formulas.fill_after(plan, optimizer_state, counters))
+        return Ran(case, plan, compiled, self._call(compiled, inputs, seed))
+
+    def after(self, ran: Ran, params: Tensors, state: State) -> tuple[Tensors, Tensors, State, Column]:
+        """Parameters, buffers and the optimizer's state after a step, and what else came out of it: first the loss."""
+        params, buffers, rest = self._network_tensors(ran.compiled, params, ran.made)
+        state, rest = self._new_state(ran.plan, params, buffers, state, rest)
+        return params, buffers, state, rest
+
+    def loss_and_outputs(self, ran: Ran) -> tuple[Tensor, Any]:
+        assert self._formulas is not None
+        loss = ran.made[len(ran.compiled.owners) + len(ran.plan.heads) * self._formulas.counts]
+        return loss, ran.compiled.graph.tree(ran.made)
+
+    def gradients(
+        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
+    ) -> Gradients:
+        case, leaves = self._case(params, buffers, trainable, batch, seed, probe)
+        inputs = (self._tensors(params, buffers), leaves)
+        compiled = self._graph(case, lambda: self._gradients_program(case), inputs)
+        if compiled is None:
+            return super().gradients(params, buffers, trainable, batch, seed, probe)
+        made = self._call(compiled, inputs, seed)
+        params, buffers, (loss, *grads) = self._network_tensors(compiled, params, made)
+        return Gradients(loss, compiled.graph.tree(made), params, buffers, dict(zip(case.with_grads, grads)))
+
+    def update(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        grads: Tensors,
+        optimizer_state: State,
+        loss: Tensor,
+        again: Callable[[Tensors, Tensors], Gradients],
+    ) -> tuple[Tensors, State, Tensors]:
+        compiled = None
+        if self._formulas is not None and not any(grad.is_sparse for grad in grads.values()):
+            plan = self._plan(tuple(grads), optimizer_state)
+            if not plan.moved:
+                return params, optimizer_state, buffers
+            inputs = (
+                self._fit(plan.moved, [params[name] for name in plan.moved]),
+                self._fit(plan.moved, [grads[name] for name in plan.moved]),
+                self._columns(plan, optimizer_state),
+                self._formulas.fill(plan, optimizer_state),
+            )
+            compiled = self._graph(plan, lambda: self._update_program(plan), inputs)
+        if compiled is None or self._formulas is None:
+            return super().update(params, buffers, grads, optimizer_state, loss, again)
+        made = self._call(compiled, inputs, seed=0)
+        params = {**params, **dict(zip(plan.moved, made))}
+        optimizer_state, _ = self._new_state(plan, params, buffers, optimizer_state, made[len(plan.moved) :])
+        return params, optimizer_state, buffers
+
+    def release(self) -> None:
+        super().release()
+        self._made = Made()
+
+    # Graphs, each compiled once.
+
+    def _compiled(self, program: Program, inputs: Sequence[Column]) -> Compiled:
+        graph = compile_graph(program.function, *inputs)
+        pairs = enumerate(zip(program.owners, graph.layouts))
+        differing = tuple(i for i, (name, made) in pairs if made != self._layouts[name])
+        return Compiled(graph, program.params, program.owners, differing)
+
+    def _graph(self, key: Hashable, program: Callable[[], Program], inputs: Sequence[Column]) -> Compiled | None:
+        """The graph for ``key``, or ``None`` where there can't be one."""
+        try:
+            return self._graphs[key]
+        except KeyError:
+            pass
+        try:
+            self._graphs[key] = self._compiled(program(), inputs)
+        except UncompilableError as error:
+            warnings.warn(
+                f"compile=True: a step is computed without compiling it, because {error}", UserWarning, stacklevel=2
+            )
+            self._graphs[key] = None
+        finally:
+            self.network.release()
+        return self._graphs[key]
+
+    def _call(self, compiled: Compiled, inputs: Sequence[Column], seed: int) -> list[Tensor]:
+        run = compiled.graph.run
+        tensors = [tensor for column in inputs for tensor in column]
+        if compiled.graph.draws:
+            with torch_seeded(seed):
+                made = list(run(tensors))
+        else:
+            made = list(run(tensors))
+        for i in compiled.to_restride:
+            made[i] = fit(made[i], self._layouts[compiled.owners[i]], compiled.owners[i])
+        return made
+
+    # What graphs are run on: tensors in the layouts for which they were compiled.
+
+    def _case(
+        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
+    ) -> tuple[Case, list[Any]]:
+        """What the gradients of ``batch`` are compiled for, and its tensors."""
+        tree: Any = (batch.x, batch.y)
+        leaves, structure = optree.tree_flatten(tree)
+        layouts = [layout(leaf) for leaf in leaves]
+        for case in self._cases:
+            if case.layouts == layouts and case.structure == structure and case.trainable == trainable:
+                if probe:
+                    refuse_inference_mode()
+                return case, leaves
+        # The eager step finds what is wrong with the network, and which parameters have gradients.
+        grads = super().gradients(params, buffers, trainable, copied(batch), seed, probe=True).grads
+        self._cases.append(Case(trainable, structure, layouts, tuple(grads)))
+        if len(self._cases) == MANY_CASES + 1:
+            warnings.warn(
+                f"compile=True: batches, or sets of trainable parameters, of more than {MANY_CASES} shapes, each of "
+                "which is compiled; pad batches to a few shapes",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self._cases[-1], leaves
+
+    def _network_tensors(
+        self, compiled: Compiled, params: Tensors, made: list[Tensor]
+    ) -> tuple[Tensors, Tensors, Column]:
+        """Parameters and buffers after a graph that made ``made``, and what else it made."""
+        n = len(compiled.params)
+        m = n + len(self._buffer_names)
+        return params | dict(zip(compiled.params, made)), dict(zip(self._buffer_names, made[n:m])), made[m:]
+
+    def _new_state(
+        self, plan: Plan, params: Tensors, buffers: Tensors, state: State, made: Column
+    ) -> tuple[State, Column]:
+        """The optimizer's state after a step that made columns, counters, and what else is returned."""
+        assert self._formulas is not None
+        n = len(plan.columns)
+        m = n + len(plan.heads) * self._formulas.counts
+        state = self._formulas.state(plan, state, made[:n], made[n:m])
+        counters = self._formulas.counters(plan, state)
+        self._made = Made(plan, self._in_order(params, buffers), made[:n], counters)
+        return state, made[m:]
+
+    def _in_order(self, params: Tensors, buffers: Tensors) -> list[Tensor]:
+        return [*map(params.__getitem__, self._names), *map(buffers.__getitem__, self._buffer_names)]
+
+    def _tensors(self, params: Tensors, buffers: Tensors) -> Column:
+        tensors = self._in_order(params, buffers)
+        return (
+            tensors if _same(tensors, self._made.tensors) else self._fit((*self._names, *self._buffer_names), tensors)
+        )
+
+    def _columns(self, plan: Plan, state: State) -> Column:
+        assert self._formulas is not None
+        columns = self._formulas.columns(plan, state)
+        return columns if _same(columns, self._made.columns) else self._fit([name for name, _ in plan.columns], columns)
+
+    def _plan(self, with_grads: tuple[str, ...], state: State) -> Plan:
+        assert self._formulas is not None
+        last = self._made.plan
+        if (
+            last is not None
+            and last.names == with_grads
+            and last.slots == self._formulas.slots(state)
+            and _same(self._formulas.counters(last, state), self._made.counters)
+        ):
+            return last
+        return self._formulas.plan(with_grads, state)
+
+    def _fit(self, names: Iterable[str], tensors: Iterable[Tensor]) -> Column:
+        return [fit(tensor, self._layouts[name], name) for name, tensor in zip(names, tensors, strict=True)]
+
+
+def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))

@@ -1,0 +1,91 @@
+"""A stretch of batches between which nobody looks at the context, so that there need not be one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .. import measures
+from ..batch import Batch, to_device
+from ..context import Context, after, first_output
+from ..lending import lend_tree
+from ..network import tree_detach
+from ..record import evolve
+from ..step import Step
+
+Item = tuple[tuple[Batch, Any], bool]
+"""A batch, the state of the source after it, and whether it is the last of its epoch."""
+
+
+class Stretch(ABC):
+    """Trains batch after batch from a context on.
+
+    At any time, also after an error or an interrupt in the middle of a step, `context` is the boundary after the last
+    batch that was done.
+    """
+
+    def __init__(self, step: Step, ctx: Context) -> None:
+        self._step = step
+        self._start = evolve(ctx, params={}, buffers={}, optimizer_state={}, last_loss=(), measures={}, data=())
+        self._doing = ""
+
+    @property
+    @abstractmethod
+    def batches(self) -> int:
+        """How many batches are done."""
+
+    @abstractmethod
+    def context(self) -> Context:
+        """The boundary after the last batch that was done."""
+
+    @abstractmethod
+    def _train(self, batch: Batch, data: Any, probe: bool) -> None:
+        """Do one more batch, after which the state of the source is ``data``."""
+
+    def run(self, items: Iterator[Item], stop: float) -> None:
+        """Train the batches that ``items`` gives, up to the ``stop``-th of the run."""
+        left, device = stop - self._start.global_step, self._start.loop.device
+        probe = True
+        try:
+            with torch.enable_grad(), self._step.seeding.held():
+                while self.batches < left:
+                    self._doing = "while reading the training data"
+                    if (item := next(items, None)) is None:
+                        break
+                    (batch, data), _ = item
+                    self._train(to_device(batch, device), data, probe)
+                    probe = False
+        except BaseException as error:
+            place = f"epoch {self._start.epoch}, step {self._start.step + self.batches + 1}"
+            error.add_note(f"{self._doing} ({place})")
+            raise
+
+    def _context(self, batches: int, **changes: Any) -> Context:
+        start = self._start
+        if not batches:
+            return evolve(start, **changes)
+        step, global_step = start.step + batches, start.global_step + batches
+        return after(start, "batch_end", step=step, global_step=global_step, **changes)
+
+    def _measured(self, running: Any, outputs: Any, batch: Batch) -> Any:
+        """Accumulators of the training scores after one more batch."""
+        chosen = self._start.loop.measures_train
+        if not chosen or running["train"] == ():
+            return running
+        self._doing = "in the training scores"
+        # An output may be a view of a parameter.
+        y_hat = lend_tree(first_output(tree_detach(outputs)))
+        return {**running, "train": measures.accumulate(chosen, running["train"], y_hat, batch.y)}
+
+
+def nobody_looks(ctx: Context) -> bool:
+    """Whether the batches after ``ctx`` can be a stretch: no hook looks, none is skipped, each is a step."""
+    loop = ctx.loop
+    return (
+        loop.accumulate == 1
+        and not any(loop.hooks[stage] for stage in ("batch_begin", "after_backward", "batch_end"))
+        and not any(number > ctx.global_step for number in loop.skipped(ctx.callbacks))
+    )

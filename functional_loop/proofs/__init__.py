@@ -1,0 +1,1 @@
+"""What proves a run: replay, bisection, differences, and the purity of hooks."""
