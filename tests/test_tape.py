@@ -73,6 +73,21 @@ def test_what_is_found_by_a_tape_computes_the_same(program: list[Any]) -> None:
     torch.testing.assert_close(module(*again), run(program, tuple(again)))
 
 
+def test_defaults_that_no_operator_is_given_are_told_apart() -> None:
+    def function(x: Tensor) -> Tensor:
+        return x + torch.zeros(3)
+
+    usual = record(function, [torch.ones(3)])
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = record(function, [torch.ones(3, dtype=torch.float32)])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert usual is not None
+    assert double is not None
+    assert usual.text != double.text
+
+
 def test_tensors_from_elsewhere_are_told_from_what_was_given_and_kept_in_the_order_of_their_use() -> None:
     one, two = torch.ones(2), torch.zeros(2)
     tapes = [
