@@ -143,7 +143,8 @@ def test_a_failed_deletion_is_a_warning_of_what_comes_next(tmp_path: Path, monke
 def test_the_process_does_not_end_before_the_file_is_written(tmp_path: Path) -> None:
     program = (
         "import torch; torch.set_num_threads(1)\nfrom tests.test_store import at\n"
-        "from functional_loop import CheckpointStore, checkpoint_file\n"
+        "from functional_loop import CheckpointStore\n"
+        "from functional_loop.disk import checkpoint_file\n"
         "import time\nwrite = checkpoint_file.write\n"
         "checkpoint_file.write = lambda *args: (time.sleep(0.5), write(*args))\n"
         f"CheckpointStore({str(tmp_path)!r}).save(at(2), wait=False)"

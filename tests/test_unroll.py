@@ -190,7 +190,7 @@ def test_checkpoints_give_the_same_bits_of_gradients() -> None:
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_checkpoints_keep_the_square_root_of_the_steps(checkpoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not checkpoint:
-        module = importlib.import_module("functional_loop.unroll")
+        module = importlib.import_module("functional_loop.derivatives.unroll")
         monkeypatch.setattr(module, "checkpointed", lambda steps, *given, **_: steps(*given))
     made: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
