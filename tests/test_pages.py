@@ -165,3 +165,19 @@ def test_an_error_carries_the_last_boundary_as_it_was(stage: str) -> None:
     last = fl.context_of(error.value)
     assert last is not None
     assert fl.digest(last) == fl.digest(fl.train(fl.init(failing), steps=3))
+
+
+def test_what_a_hook_does_to_slots_that_it_was_given_is_not_seen_later() -> None:
+    seen: list[bool] = []
+
+    def cheat(ctx: fl.Context) -> fl.Context:
+        seen.append("note" in slot(ctx))
+        if ctx.global_step != 3:
+            return ctx
+        before = {name: dict(slots) for name, slots in ctx.optimizer_state["slots"].items()}
+        slot(ctx)["note"] = torch.ones(1)
+        return fl.evolve(ctx, optimizer_state={**ctx.optimizer_state, "slots": before})
+
+    fl.train(fl.init(loop_of(callbacks=[fl.Callback("cheat", batch_end=cheat)])))
+    assert len(seen) == 10
+    assert not any(seen)

@@ -53,7 +53,7 @@ class Page:
         return all(map(is_, given, self._tensors)) and not any(map(_requires_grad, self._tensors))
 
     def is_free(self) -> bool:
-        """Whether nobody else has any of it, nor anything that shares memory with it or looks after it."""
+        """Whether nobody else has any of it, nor shares memory with it, nor has a weak reference to it."""
         return _can_tell and self._counts() == self._alone
 
     def is_like(self, other: Page) -> bool:
@@ -73,8 +73,9 @@ class Page:
             *map(_storage_uses, self._storages),
             *map(_tensor_uses, self._tensors),
             *map(weakref.getweakrefcount, self._tensors),
-            # What a hook makes of a tensor that it was given would stay with it.
+            # What a hook makes of what it was given would stay with it.
             *map(_requires_grad, self._tensors),
+            *map(len, self.slots.values()),
         ]
 
 
