@@ -140,6 +140,8 @@ def _contexts(ctx: Context) -> Generator[Context]:
     if ctx.stage == "end":
         return
     walk = Walk(ctx)
+    # The first context is the caller's to keep or to drop.
+    del ctx
     with _entered(walk):
         while walk.advance():
             yield walk.ctx

@@ -133,6 +133,16 @@ def test_iterate_gives_contexts_that_stay_as_they_are() -> None:
     assert all(fl.digest(ctx) == before for ctx, before in some)
 
 
+def test_iterate_holds_on_to_no_context_that_it_has_passed() -> None:
+    start = fl.init(loop_of())
+    passed = [weakref.ref(start)]
+    contexts = fl.iterate(start)
+    del start
+    for ctx in contexts:
+        assert all(ref() is None for ref in passed[:-1])
+        passed.append(weakref.ref(ctx))
+
+
 def test_a_schedule_changes_what_moves_the_same_memory() -> None:
     places, rates = set(), []
 
