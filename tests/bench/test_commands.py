@@ -36,7 +36,7 @@ def rows_of(tmp_path: Path, command: str, *arguments: str) -> list[dict[str, Any
 
 def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(tmp_path, "step", "--workloads", "mlp", "--flags", "fused", *QUICK)
-    assert [row["setting"] for row in rows] == ["ready", "own", "kept", "bare"]
+    assert [row["setting"] for row in rows] == ["ready", "own", "kept", "dropped", "bare"]
     assert all(row["ours min µs"] > 0 and row["ratio of minima"] > 0 for row in rows)
     printed = capsys.readouterr().out
     assert "median ratio" in printed
