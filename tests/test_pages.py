@@ -143,6 +143,20 @@ def test_iterate_holds_on_to_no_context_that_it_has_passed() -> None:
         passed.append(weakref.ref(ctx))
 
 
+def test_what_another_process_may_see_stays_as_it_is() -> None:
+    places: list[int] = []
+
+    def show(ctx: fl.Context) -> fl.Context:
+        if ctx.global_step == 3:
+            ctx.params["0.weight"].share_memory_()
+        places.append(ctx.params["0.weight"].data_ptr())
+        return ctx
+
+    fl.train(fl.init(loop_of(callbacks=[fl.Callback("show", batch_end=show)])))
+    assert places.count(places[2]) == 1
+    assert len(set(places)) == 3 + 1
+
+
 def test_a_schedule_changes_what_moves_the_same_memory() -> None:
     places, rates = set(), []
 

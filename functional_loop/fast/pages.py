@@ -73,6 +73,8 @@ class Page:
             *map(_storage_uses, self._storages),
             *map(_tensor_uses, self._tensors),
             *map(weakref.getweakrefcount, self._tensors),
+            # Memory that other processes see: nobody here knows whether they have it still.
+            *map(torch.UntypedStorage.is_shared, self._storages.values()),
             # What a hook makes of what it was given would stay with it.
             *map(_requires_grad, self._tensors),
             *map(len, self.slots.values()),
