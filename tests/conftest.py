@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import pytest
-
-# Before anything imports the distutils of Python: torch's compiler needs those of setuptools.
-import setuptools  # noqa: F401
 import torch
 from hypothesis import HealthCheck, settings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -35,7 +35,7 @@ def environment(name: str, requirements: Sequence[str], root: Path = DEFAULT_ROO
     wanted = {"requirements": list(requirements), "torch": torch.__version__, "base": sys.prefix}
     if python.exists() and _read(folder / MARK) == wanted:
         return python
-    venv.create(folder, clear=True, with_pip=importlib.util.find_spec("pip") is None)
+    venv.create(folder, clear=True, with_pip=not _has_pip())
     _share_packages(python)
     constraints = folder / "constraints.txt"
     constraints.write_text(f"torch=={torch.__version__}\n", encoding="utf-8")
@@ -50,6 +50,15 @@ def environment(name: str, requirements: Sequence[str], root: Path = DEFAULT_ROO
 def version(python: Path, package: str) -> str:
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _has_pip() -> bool:
+    # importlib.util.find_spec would have setuptools replace the distutils that torch's compiler needs.
+    try:
+        importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _share_packages(python: Path) -> None:
