@@ -37,12 +37,15 @@ class DrawWatch:
             return _read() != self._reading
         return repr(_states()) != repr(self._states)
 
-    def restore(self) -> None:
-        """Put the states back as `look` found them."""
+    def put_back(self) -> bool:
+        """Put the states back as `look` found them, if anything was drawn since; whether anything was."""
+        if not self.has_moved():
+            return False
         python_state, numpy_state = self._states
         random.setstate(python_state)
         if numpy_state is not None:
             sys.modules["numpy"].random.set_state(numpy_state)
+        return True
 
 
 def _states() -> tuple[Any, Any]:

@@ -57,19 +57,13 @@ class Seeding:
             result = function()
         except Exception:
             # What it drew may be why it failed.
-            if self._put_back():
+            if self._watch.put_back():
                 return ()
             raise
         except BaseException:
-            self._put_back()
+            self._watch.put_back()
             raise
-        return () if self._put_back() else (result,)
-
-    def _put_back(self) -> bool:
-        """Undo what was drawn from numpy and `random` since they were looked at; whether anything was."""
-        if moved := self._watch.has_moved():
-            self._watch.restore()
-        return moved
+        return () if self._watch.put_back() else (result,)
 
     @contextmanager
     def held(self) -> Iterator[None]:

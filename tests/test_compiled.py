@@ -31,12 +31,12 @@ def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Graphs are traced but not compiled, which takes seconds for each; the list gets a number for every graph."""
     made: list[int] = []
 
-    def interpret(module: torch.fx.GraphModule, inputs: list[Tensor], draws: bool) -> graphs.Compiled:
+    def interpret(module: torch.fx.GraphModule, inputs: list[Tensor], draws: bool) -> graphs.Code:
         def run(tensors: list[Tensor]) -> Any:
             return module(*tensors)
 
         made.append(len(inputs))
-        return graphs.Compiled(run, draws, list(map(layout, graphs._try(run, inputs))))
+        return graphs.Code(run, draws, list(map(layout, graphs._try(run, inputs))))
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(graphs, "_ahead_of_time", lambda module, inputs, draws, key: interpret(module, inputs, draws))

@@ -182,6 +182,9 @@ def test_a_damaged_graph_is_compiled_again(compiled: list[str], tmp_path: Any) -
         path.write_text("{")
     made = compile_graph(linear(2.0, weight), [x]).run([x])
     torch.testing.assert_close(made[0], nn.functional.linear(x, weight) * 2)
+    assert len(compiled) == 2
+    compile_graph(linear(2.0, weight), [x])
+    assert len(compiled) == 2
 
 
 def test_values_that_decide_are_refused_also_where_a_graph_of_the_same_operators_is_kept(compiled: list[str]) -> None:

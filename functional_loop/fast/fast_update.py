@@ -12,7 +12,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from ..borrowed import Borrowed, Closure, State, Tensors
 from .buckets import Buckets
-from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, Write, copied_counters
+from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, Write, by_name, copied_counters
 from .layouts import Layout, fit, is_contiguous, layout
 from .mover import Mover
 from .pages import Page
@@ -138,11 +138,8 @@ class FastGroup:
 
     def rows(self, names: list[str], values: Group, slots: State, columns: Columns) -> tuple[Tensors, State]:
         """Parameters and slots by name: the inverse of `columns`."""
-        params, *own_slots = columns
-        keys = self.kernel.slots(values, self.flags)
-        # There are no rows where the kernel has no slots.
-        new_slots = {name: dict(zip(keys, row)) for name, row in zip(names, zip(*own_slots))}
-        return dict(zip(names, params)), _with_others(new_slots, slots)
+        params, made = by_name(names, self.kernel.slots(values, self.flags), columns)
+        return params, _with_others(made, slots)
 
     def release(self) -> None:
         self._last = self._spare = None

@@ -18,7 +18,7 @@ from .layouts import Layout, layout
 Flat: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
-class Compiled(NamedTuple):
+class Code(NamedTuple):
     """Compiled code: whether it draws from torch's generator, and the layouts of what it makes."""
 
     run: Flat
@@ -51,15 +51,12 @@ def key_of(text: str, inputs: Sequence[Tensor]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
 
-def find(key: str) -> Compiled | None:
+def find(key: str) -> Code | None:
     """What was kept under ``key``, or ``None``."""
     folder = cache_folder() / key
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        layouts = [
-            (getattr(torch, dtype), torch.Size(shape), tuple(stride)) for dtype, shape, stride in about["layouts"]
-        ]
-        return Compiled(load(folder), about["draws"], layouts)
+        return Code(load(folder), about["draws"], [_layout(*parts) for parts in about["layouts"]])
     except Exception:
         # Not there, or damaged, or of a machine that is not like this one: it is compiled again.
         return None
@@ -70,7 +67,7 @@ def load(folder: Path) -> Flat:
     return run
 
 
-def keep(key: str, library: Path, draws: bool, attempt: Callable[[Flat], Sequence[Tensor]]) -> Compiled:
+def keep(key: str, library: Path, draws: bool, attempt: Callable[[Flat], Sequence[Tensor]]) -> Code:
     """Put a compiled library into the cache, if an attempt to run it succeeds.
 
     Of two processes that keep the same at once, the first wins.
@@ -88,15 +85,17 @@ def keep(key: str, library: Path, draws: bool, attempt: Callable[[Flat], Sequenc
             if library.with_suffix(suffix).exists():
                 shutil.copyfile(library.with_suffix(suffix), made / f"graph{suffix}")
         run = load(made)
-        compiled = Compiled(run, draws, list(map(layout, attempt(run))))
-        layouts = [(str(dtype).removeprefix("torch."), shape, stride) for dtype, shape, stride in compiled.layouts]
+        code = Code(run, draws, list(map(layout, attempt(run))))
+        layouts = [(str(dtype).removeprefix("torch."), shape, stride) for dtype, shape, stride in code.layouts]
         (made / "about.json").write_text(json.dumps({"draws": draws, "layouts": layouts}), encoding="utf-8")
         try:
             made.rename(folder)
         except OSError:
-            if not (folder / "about.json").exists():
-                raise
-    return compiled
+            if find(key) is None:
+                # What is there is damaged.
+                shutil.rmtree(folder)
+                made.rename(folder)
+    return code
 
 
 def _layout(dtype: str, shape: list[int], stride: list[int]) -> Layout:

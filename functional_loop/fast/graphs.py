@@ -16,8 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ..draws import DrawWatch
+from ..record import tree_equal
 from ..rng import torch_seeded
-from .graph_cache import Compiled, Flat, find, keep, key_of
+from .graph_cache import Code, Flat, find, keep, key_of
 from .layouts import Layout, layout
 from .tape import Tape, record
 
@@ -105,8 +106,8 @@ class _Flattened:
         self.leaves = tuple(... if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         return made + [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    def graph(self, compiled: Compiled, others: list[Tensor]) -> Graph:
-        run, draws, layouts = compiled
+    def graph(self, code: Code, others: list[Tensor]) -> Graph:
+        run, draws, layouts = code
         with_others: Flat = (lambda tensors: run([*tensors, *others])) if others else run
         return Graph(with_others, draws, layouts, self.structure, self.leaves)
 
@@ -116,8 +117,7 @@ def _recorded(flat: _Flattened, inputs: list[Tensor]) -> Tape | None:
     draws.look()
     with torch_seeded(0):
         tape = record(flat, inputs)
-    if draws.has_moved():
-        draws.restore()
+    if draws.put_back():
         return None
     if tape is not None:
         tape.note([str(flat.structure), *map(repr, flat.leaves)])
@@ -134,8 +134,7 @@ def _trace(flat: _Flattened, inputs: list[Tensor]) -> GraphModule:
             module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         raise UncompilableError(f"it can't be traced ({_brief(error)})") from error
-    if draws.has_moved():
-        draws.restore()
+    if draws.put_back():
         raise UncompilableError("it draws from random or numpy, which a graph would do only once")
     if not all(leaf is ... or isinstance(leaf, (str, int, float, bool, type(None))) for leaf in flat.leaves):
         raise UncompilableError("the network returns something that is neither a tensor nor a plain value")
@@ -164,12 +163,10 @@ def _lift(module: GraphModule) -> list[Tensor]:
 
 
 def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(some) == len(others) and all(
-        layout(a) == layout(b) and torch.equal(a, b) for a, b in zip(some, others, strict=True)
-    )
+    return list(map(layout, some)) == list(map(layout, others)) and bool(tree_equal([*some], [*others]))
 
 
-def _compile(module: GraphModule, inputs: list[Tensor], key: str) -> Compiled:
+def _compile(module: GraphModule, inputs: list[Tensor], key: str) -> Code:
     """The graph, compiled for tensors like ``inputs``."""
     draws = any(
         isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
@@ -179,7 +176,7 @@ def _compile(module: GraphModule, inputs: list[Tensor], key: str) -> Compiled:
     return compiled or _just_in_time(module, inputs, draws)
 
 
-def _ahead_of_time(module: GraphModule, inputs: list[Tensor], draws: bool, key: str) -> Compiled | None:
+def _ahead_of_time(module: GraphModule, inputs: list[Tensor], draws: bool, key: str) -> Code | None:
     try:
         return find(key) or keep(
             key,
@@ -191,7 +188,7 @@ def _ahead_of_time(module: GraphModule, inputs: list[Tensor], draws: bool, key: 
         return None
 
 
-def _just_in_time(module: GraphModule, inputs: list[Tensor], draws: bool) -> Compiled:
+def _just_in_time(module: GraphModule, inputs: list[Tensor], draws: bool) -> Code:
     compiled = torch.compile(module, fullgraph=True, dynamic=False)
     no_grad = torch.no_grad()
 
@@ -200,7 +197,7 @@ def _just_in_time(module: GraphModule, inputs: list[Tensor], draws: bool) -> Com
             return compiled(*tensors)  # type: ignore[no-any-return]
 
     try:
-        return Compiled(run, draws, list(map(layout, _try(run, inputs))))
+        return Code(run, draws, list(map(layout, _try(run, inputs))))
     except Exception as error:
         raise UncompilableError(f"its graph can't be compiled ({_brief(error)})") from error
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..borrowed import State, Tensors
-from .kernels import Column, Shared
+from .kernels import Column, Shared, by_name
 from .mover import Mover
 
 
@@ -28,9 +28,7 @@ class Page:
     def __init__(self, mover: Mover, keys: tuple[str, ...]) -> None:
         mover.renew()
         self.mover, self.keys = mover, keys
-        params, *slots = mover.columns()
-        self.params: Tensors = dict(zip(mover.names, params))
-        self.slots: State = {name: dict(zip(keys, row)) for name, row in zip(mover.names, zip(*slots))}
+        self.params, self.slots = by_name(mover.names, keys, mover.columns())
         self._tensors = [tensor for column in mover.columns() for tensor in column]
         self._storages = {storage._cdata: storage for storage in map(Tensor.untyped_storage, self._tensors)}
         self._objects = [*self._tensors, *self._storages.values(), *self.slots.values()]
