@@ -18,33 +18,50 @@ if TYPE_CHECKING:
     from .step import Gradients, Step, Tensors
 
 
-def boundary_after(stage: str, ctx: Context) -> Context:
-    return after(run_hooks_of(stage, ctx), stage)
+def boundary_after(stage: str, ctx: Context, seeds: bool = True) -> Context:
+    return after(run_hooks_of(stage, ctx, seeds), stage)
 
 
-def run_hooks_of(stage: str, ctx: Context) -> Context:
+def run_hooks_of(stage: str, ctx: Context, seeds: bool = True) -> Context:
     hooks = ctx.loop.hooks[stage]
-    return run_hooks(stage, hooks, evolve(ctx, running=stage)) if hooks else ctx
+    return run_hooks(stage, hooks, evolve(ctx, running=stage), seeds) if hooks else ctx
 
 
-def run_hooks(stage: str, hooks: Iterable[tuple[str, Hook]], ctx: Context) -> Context:
-    """What the hooks make of ``ctx``, one after the other; their errors say which hook of which callback it was."""
+def run_hooks(stage: str, hooks: Iterable[tuple[str, Hook]], ctx: Context, seeds: bool = True) -> Context:
+    """What the hooks make of ``ctx``, one after the other; their errors say which hook of which callback it was.
+
+    Args:
+        seeds: whether all are called under their seeds, or only those that are known to draw.
+    """
+    hook_seeds = ctx.loop.hook_seeds
+    if not (seeds or hook_seeds.observers or hook_seeds.drawing):
+        for id, hook in hooks:
+            ctx = run_unseeded(stage, id, hook, ctx)
+        return ctx
     for id, hook in hooks:
-        try:
-            result = hook(ctx)
-            if not isinstance(result, Context):
-                raise TypeError(
-                    f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}"
-                )
-        except BaseException as error:
-            error.add_note(f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})")
-            raise
-        ctx = result
+
+        def seeded(ctx: Context, id: str = id, hook: Hook = hook) -> Context:
+            return hook_seeds.call(stage, id, hook, ctx, seeds)
+
+        ctx = run_unseeded(stage, id, seeded, ctx)
     return ctx
 
 
 def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
+    """What one hook makes of ``ctx``, under its seed."""
     return run_hooks(stage, [(id, hook)], ctx)
+
+
+def run_unseeded(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
+    """What one hook makes of ``ctx``; its errors say which it was."""
+    try:
+        result = hook(ctx)
+        if not isinstance(result, Context):
+            raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
+    except BaseException as error:
+        error.add_note(f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})")
+        raise
+    return result
 
 
 def place_of(at: Context | Draft, step: int = 0, step_valid: int = 0) -> str:
@@ -61,10 +78,18 @@ def train_batch(step: Step, ctx: Context, batch: Batch, data: Any, last: bool, p
         last: it is the last of its epoch, and closes an open accumulation window.
         probe: look, at some cost, for what is wrong with the network and the loss.
     """
-    loop = ctx.loop
-    if ctx.global_step + 1 in loop.skipped(ctx.callbacks):
+    if ctx.global_step + 1 in ctx.loop.skipped(ctx.callbacks):
         return pass_over(ctx, data)
-    draft = Draft(ctx)
+
+    def run(seeds: bool) -> Context:
+        return _train_batch(step, ctx, batch, data, last, probe, seeds)
+
+    return ctx.loop.hook_seeds.batch("train", run)
+
+
+def _train_batch(step: Step, ctx: Context, batch: Batch, data: Any, last: bool, probe: bool, seeds: bool) -> Context:
+    loop = ctx.loop
+    draft = Draft(ctx, seeds)
     draft.changes = {
         "batch": to_device(batch, loop.device),
         "data": data,
@@ -137,10 +162,11 @@ def _position(draft: Draft) -> int:
 class Draft:
     """A context in the making: changes are gathered, and a context is made of them only where somebody looks at it."""
 
-    __slots__ = ("_ctx", "changes")
+    __slots__ = ("_ctx", "_seeds", "changes")
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, seeds: bool) -> None:
         self._ctx = ctx
+        self._seeds = seeds
         self.changes: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -156,7 +182,7 @@ class Draft:
         """Run the hooks of ``stage`` on the context as it is now; whether there are any."""
         if not (hooks := self._ctx.loop.hooks[stage]):
             return False
-        self._ctx = run_hooks(stage, hooks, evolve(self._ctx, **self.changes, running=stage))
+        self._ctx = run_hooks(stage, hooks, evolve(self._ctx, **self.changes, running=stage), self._seeds)
         self.changes = {}
         return True
 
@@ -208,11 +234,19 @@ def _measure(draft: Draft, y_hats: Any) -> Any:
 
 def valid_batch(step: Step, ctx: Context, batch: Batch) -> Context:
     """The boundary after ``batch_valid_end`` of one batch."""
+
+    def run(seeds: bool) -> Context:
+        return _valid_batch(step, ctx, batch, seeds)
+
+    return ctx.loop.hook_seeds.batch("valid", run)
+
+
+def _valid_batch(step: Step, ctx: Context, batch: Batch, seeds: bool) -> Context:
     loop = ctx.loop
     if ctx.stage == "before_valid":
         ctx = evolve(ctx, measures={**ctx.measures, "valid": measures.start(loop.measures_valid)})
     ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
-    ctx = run_hooks_of("batch_valid_begin", ctx)
+    ctx = run_hooks_of("batch_valid_begin", ctx, seeds)
     y_hats = evaluate(step, ctx, ctx.batch.x)
     running = ctx.measures["valid"]
     with noting(lambda: f"in the validation scores ({place_of(ctx)})"):

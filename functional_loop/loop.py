@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .context import Context
 from .data import BatchSource
 from .fast.compiled import CompiledStep
+from .hook_seeds import HookSeeds
 from .measures import Measure
 from .network import check_network
 from .optimizers import Optimizer
@@ -99,8 +100,8 @@ class Loop:
             and with these their rows and random numbers. With ``accumulate`` a window is made of the batches that are
             trained on; one that is still open when the last batch of an epoch is passed over is dropped.
         check_pure: whether the callbacks are watched while they run, and their pure hooks run twice: a `PurityError`
-            says which hook wrote to what it was given, drew from a global generator, changed the form of the context,
-            or depends on more than it. It costs many times the time of the hooks, and memory for a copy of the state
+            says which hook wrote to what it was given, changed the form of the context, or depends on more than it and
+            the seed of the hook. It costs many times the time of the hooks, and memory for a copy of the state
             and of data that are tensors. Without it nothing is looked at.
 
     Raises:
@@ -142,6 +143,7 @@ class Loop:
     _skipping: list[tuple[str, Callable[[Any], Iterable[int]]]] = attrs.field(init=False, repr=False)
     _modules: list[nn.Module] = attrs.field(init=False, factory=list, repr=False)
     _steps: list[Step] = attrs.field(init=False, factory=list, repr=False)
+    hook_seeds: HookSeeds = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._check_types()
@@ -150,6 +152,8 @@ class Loop:
         hooks = {s: tuple((c.id, c.hooks[s]) for c in ordered if s in c.hooks) for s in STAGES}
         hooks["resume"] = tuple((c.id, c.resume) for c in ordered if c.resume is not None)
         object.__setattr__(self, "hooks", hooks)
+        observers = frozenset(callback.id for callback in self.callbacks if not callback.replays)
+        object.__setattr__(self, "hook_seeds", HookSeeds(hooks, observers, self.check_pure))
         object.__setattr__(self, "_skipping", [(c.id, c.skips) for c in self.callbacks if c.skips])
 
     def _check_types(self) -> None:
@@ -279,7 +283,8 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
         trainable=loop.optimizer.covers(requires_grad),
         measures={"train": (), "valid": ()},
     )
-    slots = {c.id: c.init(ctx) for c in loop.running_callbacks() if c.init is not None}
+    inits = {c.id: c.init for c in loop.running_callbacks() if c.init is not None}
+    slots = {id: loop.hook_seeds.call("init", id, make, ctx, seeds=True) for id, make in inits.items()}
     for id, slot in slots.items():
         check_plain(slot, f"the initial state of callback {id!r}")
     return evolve(ctx, callbacks={**ctx.callbacks, **slots})

@@ -23,31 +23,33 @@ class Seeding:
 
     Args:
         everything: do it from the start, for a function that can't be called twice.
+        repeats: whether a call may be made again; if not, what it drew from numpy and `random` is put back, no more.
     """
 
-    def __init__(self, everything: bool) -> None:
-        self._everything = everything
+    def __init__(self, everything: bool, repeats: bool = True) -> None:
+        self.everything = everything
+        self._repeats = repeats
         self._watch = DrawWatch()
         self._held: tuple[torch.Generator, ...] = ()
 
-    def __reduce__(self) -> tuple[type[Seeding], tuple[bool]]:
-        return Seeding, (self._everything,)
+    def __reduce__(self) -> tuple[type[Seeding], tuple[bool, bool]]:
+        return Seeding, (self.everything, self._repeats)
 
     def call(self, function: Callable[[], R], seed: int) -> R:
         """What ``function()`` returns, where all that it draws is a function of ``seed``."""
-        if self._held and not self._everything:
+        if self._held and not self.everything:
             with generators_lock:
                 for generator in self._held:
                     generator.manual_seed(seed)
                 # If it is undone, it was the function that drew, or somebody else between two calls.
                 if done := self._attempt(function):
                     return done[0]
-        if not self._everything:
+        if not self.everything:
             with torch_seeded(seed):
                 self._watch.look()
                 if done := self._attempt(function):
                     return done[0]
-            self._everything = True
+            self.everything = True
         with seeded(seed):
             return function()
 
@@ -57,13 +59,13 @@ class Seeding:
             result = function()
         except Exception:
             # What it drew may be why it failed.
-            if self._watch.put_back():
+            if self._watch.put_back() and self._repeats:
                 return ()
             raise
         except BaseException:
             self._watch.put_back()
             raise
-        return () if self._watch.put_back() else (result,)
+        return () if self._watch.put_back() and self._repeats else (result,)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -39,9 +39,9 @@ def check_hook(
         seed: the seed of the run.
 
     Raises:
-        PurityError: the hook wrote to what it was given, used a global random generator, left a setting of torch
-            changed, returned a context of another form, or depends on more than the context; the message has the
-            callback, the stage, the path in the context, and the operation. See `Loop`, ``check_pure``.
+        PurityError: the hook wrote to what it was given, left a setting of torch changed, returned a context of another
+            form, or depends on more than the context and its seed; the message has the callback, the stage, the path in
+            the context, and the operation. See `Loop`, ``check_pure``.
 
     >>> import functional_loop as fl
     >>> def clamp(ctx):

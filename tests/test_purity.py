@@ -222,27 +222,6 @@ def _() -> Hook:
     return add
 
 
-@cheat("torch's generator", "used the global generator of torch by aten.randn_like.default")
-def _(ctx: fl.Context) -> fl.Context:
-    return fl.evolve(ctx, grads={name: grad + torch.randn_like(grad) for name, grad in ctx.grads.items()})
-
-
-@cheat("manual_seed", "used the global generator of torch")
-def _(ctx: fl.Context) -> fl.Context:
-    torch.manual_seed(3)
-    return ctx
-
-
-@cheat("numpy's generator", "used the global generator of numpy")
-def _(ctx: fl.Context) -> fl.Context:
-    return ctx.with_callback_state("cheat", [float(np.random.rand())])
-
-
-@cheat("Python's generator", "used the global generator of random by random.random")
-def _(ctx: fl.Context) -> fl.Context:
-    return ctx.with_callback_state("cheat", [random.random()])
-
-
 @cheat("generator put back", "depends on more than the context")
 def _(ctx: fl.Context) -> fl.Context:
     state = torch.get_rng_state()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..batch_stages import run_hook
+from ..batch_stages import run_hook, run_unseeded
 from ..context import Context
 from ..errors import noting
 from ..record import evolve
@@ -90,9 +90,12 @@ def _once_for_all(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
             "it for every member, at the cost of a call each"
         )
 
-    alone = evolve(ctx, ensemble=None)
+    alone, draws = evolve(ctx, ensemble=None), ctx.loop.hook_seeds.watch()
+    draws.look()
     with noting(say), ForeachApart():
-        after = vectorised(lambda member: run_hook(stage, id, hook, member), (alone,), members)
+        after = vectorised(lambda member: run_unseeded(stage, id, hook, member), (alone,), members)
+        if draws.put_back():
+            raise RuntimeError(f"callback {id!r} drew a number from numpy or random at stage {stage!r}, once for all")
     return _with_terminating(evolve(_as_numbers(alone, after), ensemble=ctx.ensemble))
 
 

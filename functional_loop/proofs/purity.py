@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..record import did_you_mean, tree_equal
 from ..rng import seeded
 from ..stages import Callback
 from .given import Given, nodes
-from .watch import Watch
+from .watch import GlobalGenerators, Watch
 
 if TYPE_CHECKING:
     from ..loop import Loop
@@ -26,11 +27,11 @@ _ANOTHER_SEED = 0x5EED
 def checked(callback: Callback) -> Callback:
     """A callback that does the same, and whose functions raise a `PurityError` where they are not pure.
 
-    A function that writes to what it was given, uses a global random generator, leaves a setting of torch changed, or
-    returns a context of another form, is found out in one run. To find what depends on more than the context, every
-    hook is run a second time from the same context, under another seed, and must return the same bits without writing
-    to what it returned before. Not run again are the hooks of objects, of volatile callbacks, and those of ``exit``
-    and ``resume``: they are for effects.
+    A function that writes to what it was given, leaves a setting of torch changed, or returns a context of another form
+    is found out in one run. To find what depends on more than the context and the seed of the hook, every hook is run a
+    second time from the same context and must return the same bits without writing to what it returned before: under
+    the same seed if it draws, else under another. Not run again are the hooks of objects, of volatile callbacks, and
+    those of ``exit`` and ``resume``: they are for effects.
     """
     named: dict[str, Any] = {"init": callback.init, "resume": callback.resume, **callback.hooks}
     functions: dict[str, Any] = {stage: _checked(callback, stage, f) for stage, f in named.items() if f is not None}
@@ -49,13 +50,18 @@ def _checked(callback: Callback, stage: str, function: Callable[[Context], Any])
 
     def run(ctx: Context) -> Any:
         given = Given({"ctx": ctx, **_of_the_loop(ctx.loop)})
-        watch = Watch(who, given, "make a new value instead")
+        watch, generators = Watch(who, given, "make a new value instead"), GlobalGenerators()
         result = watch.run(function, ctx)
         if isinstance(result, Context):
             watch.findings += (f"returned {line}" for line in _differences_of_form(ctx, result))
         _complain(who, watch.findings)
         if repeats:
-            _repeat(who, function, ctx, result)
+            after = GlobalGenerators()
+            if watch.draws:
+                generators.put_back()
+            with nullcontext() if watch.draws else seeded(_ANOTHER_SEED):
+                _repeat(who, function, ctx, result)
+            after.put_back()
         return result
 
     return run
@@ -65,7 +71,7 @@ def _repeat(who: str, function: Callable[[Context], Any], ctx: Context, first: A
     """Run ``function`` again, and compare."""
     name = "ctx, as it was returned before" if isinstance(first, Context) else "the state"
     watch = Watch(who, Given({name: first}), "it keeps a tensor that it has given away: return a copy")
-    with noting(lambda: "when check_pure ran it a second time from the same context"), seeded(_ANOTHER_SEED):
+    with noting(lambda: "when check_pure ran it a second time from the same context"):
         second = watch.run(function, ctx)
     _complain(who, watch.findings)
     if difference := _first_difference(first, second):

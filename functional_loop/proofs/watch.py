@@ -1,11 +1,10 @@
-"""A region in which a function runs and is watched: what it writes to, what it draws, which settings it leaves."""
+"""Runs a function and reports in-place writes, torch settings left changed, and draws from global generators."""
 
 from __future__ import annotations
 
 import random
 import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import torch
@@ -15,9 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import PurityError
 from .given import Given
-
-_RANDOM: random.Random = random._inst
-_MOVES = ("random", "getrandbits", "seed", "setstate")
 
 _Tensor: Any = torch.Tensor
 _WAYS_OUT = {
@@ -54,8 +50,9 @@ class Watch:
         self._advice = advice
         self._ways: dict[str, str] = {}
         self._readers: dict[str, str] = {}
-        self._drawn: dict[str, str] = {}
         self.findings: list[str] = []
+        self.draws = False
+        """Whether a function that it ran has drawn from a global generator."""
 
     def run(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """What ``function`` makes of ``argument``; look at `findings` afterwards.
@@ -63,15 +60,13 @@ class Watch:
         Raises:
             PurityError: an operator is about to write to something given.
         """
-        generators, settings, profiler = _generators(), _settings(), sys.getprofile()
-        sys.setprofile(self._profile)
+        generators, settings = GlobalGenerators(), _settings()
         try:
             with _Functions(self), _Operators(self):
                 return function(argument)
         finally:
-            sys.setprofile(profiler)
             self._look_at_writes()
-            self._look_at_generators(generators)
+            self.draws |= generators.have_moved()
             self._look_at_settings(settings)
 
     def function(self, function: Any, arguments: tuple[Any, ...]) -> None:
@@ -85,8 +80,6 @@ class Watch:
 
     def operator(self, operator: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """An operator of torch is about to run."""
-        if torch.Tag.nondeterministic_seeded in operator.tags and named.get("generator") is None:
-            self._drawn["torch"] = str(operator)
         for argument, tensor in _tensors(operator, arguments, named):
             if (path := self._given.path_of(tensor)) is None:
                 continue
@@ -98,14 +91,6 @@ class Watch:
             way = self._ways.get(path, "")
             self._wrote(path, f"by {operator}" + (f" {way}" if way == "through .data" else ""))
             raise PurityError(self._who, self.findings)
-
-    def _profile(self, frame: FrameType, event: str, called: Any) -> None:
-        """A function is called in this thread: others may use the generator of `random` meanwhile."""
-        if event != "c_call" or getattr(called, "__self__", None) is not _RANDOM or called.__name__ not in _MOVES:
-            return
-        # rich draws a number for every style that it makes.
-        if not frame.f_globals.get("__name__", "").startswith("rich."):
-            self._drawn["random"] = f"random.{called.__name__}"
 
     def _wrote(self, path: str, how: str) -> None:
         self.findings.append(f"wrote to {path} {how}; {self._advice}")
@@ -122,18 +107,6 @@ class Watch:
             self._wrote(path, way or f"outside of torch's operators, or by one that does not declare it{last}")
         if changes:
             self._given.put_back()
-
-    def _look_at_generators(self, before: dict[str, Any]) -> None:
-        for name, state in _generators().items():
-            if name not in before or _bits(state) == _bits(before[name]):
-                continue
-            if name == "random" and name not in self._drawn:
-                continue  # another thread did
-            how = f" by {self._drawn[name]}" if name in self._drawn else ""
-            self.findings.append(
-                f"used the global generator of {name}{how}; draw under seeded(fold_in(ctx.seed, stream, position))"
-            )
-            _RESTORE[name](before[name])
 
     def _look_at_settings(self, before: dict[str, Any]) -> None:
         for name, value in _settings().items():
@@ -171,13 +144,24 @@ def _tensors(operator: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -
                 yield argument, part
 
 
-def _generators() -> dict[str, Any]:
-    states: dict[str, Any] = {"torch": torch.default_generator.get_state(), "random": random.getstate()}
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states["torch on CUDA"] = torch.cuda.get_rng_state_all()
-    if (numpy := sys.modules.get("numpy")) is not None:
-        states["numpy"] = numpy.random.get_state(legacy=False)
-    return states
+class GlobalGenerators:
+    """The states of the global generators of torch, numpy and `random`."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, Any] = {"torch": torch.default_generator.get_state(), "random": random.getstate()}
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            self._states["torch on CUDA"] = torch.cuda.get_rng_state_all()
+        if (numpy := sys.modules.get("numpy")) is not None:
+            self._states["numpy"] = numpy.random.get_state(legacy=False)
+
+    def have_moved(self) -> bool:
+        """Whether they are in other states now."""
+        now = GlobalGenerators()._states
+        return any(_bits(state) != _bits(now[name]) for name, state in self._states.items())
+
+    def put_back(self) -> None:
+        for name, state in self._states.items():
+            _RESTORE[name](state)
 
 
 _RESTORE: dict[str, Callable[[Any], object]] = {
