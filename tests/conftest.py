@@ -1,15 +1,17 @@
-"""Settings of all tests: one thread, and the number of examples that laws are tried on.
+"""Settings of all tests: one thread (``TEST_THREADS``), and the number of examples that laws are tried on.
 
 ``pytest -m slow`` runs the long suites, ``pytest --hypothesis-profile=long tests/laws`` the laws on many more examples.
 """
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 # A training run is slow and large by Hypothesis's standards; on a busy machine no time is a bug.
 settings.register_profile(

@@ -1,4 +1,4 @@
-"""Loops for the tests of ensembles."""
+"""Loops for the tests of ensembles: in float64, see `tests.closeness`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ LOSS = nn.functional.cross_entropy
 
 def data(rows: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
     with fl.seeded(0):
-        x = torch.randn(rows, 6)
+        x = torch.randn(rows, 6, dtype=torch.float64)
     return x, (x.sum(1) > 0).long()
 
 
 def network() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh(), head()
-    )
+    body = [nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh()]
+    return nn.Sequential(*body, head())
 
 
 def head() -> nn.Module:
@@ -45,8 +44,9 @@ def measures() -> list[fl.Measure]:
     ]
 
 
-def make_loop(**changes: Any) -> fl.Loop:
+def make_loop(double: bool = True, **changes: Any) -> fl.Loop:
     x, y = data()
+    x = x if double else x.float()
     arguments: dict[str, Any] = {
         "network": network,
         "loss": LOSS,
@@ -57,7 +57,9 @@ def make_loop(**changes: Any) -> fl.Loop:
         "measures_train": measures(),
         "measures_valid": measures(),
     }
-    return fl.Loop(**(arguments | changes))
+    loop = fl.Loop(**(arguments | changes))
+    make: Any = loop.network
+    return fl.evolve(loop, network=lambda: make().double()) if double else loop
 
 
 def starts(loop: fl.Loop, members: int = 3) -> list[fl.Context]:

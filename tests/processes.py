@@ -41,7 +41,7 @@ def server() -> ForkServerContext:
 
 
 def set_up_process() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
     # Inherited from the server would be its own method, and data workers take seconds to start by that.
     multiprocessing.set_start_method("fork", force=True)
 

@@ -16,8 +16,8 @@ from torch import nn
 import functional_loop as fl
 from functional_loop.callbacks import CallbackSet, t_clbk, torch_callbacks
 from functional_loop.callbacks.throughput import CallbackSetThroughput
+from tests.closeness import ABSOLUTE, RELATIVE, assert_close
 from tests.ensembles import digests, make_loop, starts
-from tests.test_ensemble import assert_close
 
 Options = Callable[[Path], dict[str, Any]]
 
@@ -189,9 +189,9 @@ def test_a_member_whose_loss_is_nan_terminates_and_the_others_go_on(
     assert [member.epoch for member in end] == [ctx.epoch for ctx in solo]
     assert [int(member.callbacks["terminate_on_nan"]["step"]) for member in end] == [0, step, 0]
     for member, ctx in zip(end, solo, strict=True):
-        torch.testing.assert_close(dict(member.params), dict(ctx.params), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(dict(member.params), dict(ctx.params), rtol=RELATIVE, atol=ABSOLUTE)
         assert all(bool(p.isfinite().all()) for p in member.params.values())
-        assert norms(member) == pytest.approx(norms(ctx), rel=1e-3)
+        assert norms(member) == pytest.approx(norms(ctx), rel=RELATIVE)
 
 
 def norms(ctx: fl.Context) -> list[float]:

@@ -10,8 +10,8 @@ import torch
 
 import functional_loop as fl
 from functional_loop.callbacks import CallbackSet, averaged, t_clbk
+from tests.closeness import assert_close
 from tests.ensembles import digests, make_loop, starts
-from tests.test_ensemble import assert_close
 
 
 def assert_as_solo(loop: fl.Loop, batch_hooks: str = "vectorised") -> None:

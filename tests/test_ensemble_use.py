@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
+from tests.closeness import ABSOLUTE, RELATIVE
 from tests.ensembles import accuracy, data, digests, make_loop, starts
 
 
@@ -64,7 +65,7 @@ def test_convolutions_run_in_turn_unless_it_is_demanded() -> None:
     demanded = fl.stack(contexts, mode="vectorised")
     assert fl.ensemble_mode(demanded) == "vectorised"
     for member, ctx in zip(fl.unstack(fl.train(demanded)), contexts, strict=True):
-        torch.testing.assert_close(member.params, fl.train(ctx).params, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(member.params, fl.train(ctx).params, rtol=RELATIVE, atol=ABSOLUTE)
 
 
 def test_members_of_different_forms_run_in_turn() -> None:

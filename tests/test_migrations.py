@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.sample_loops import full_loop, middle
 
 RELEASED = {1: "9310534e1bd58f1c1120d656a27e4332a26ac62352b722276e31aa25c47929ab"}
 """By the version of the state dict: the digest of the file in ``tests/data``."""
+SCORE = 1.1569710969924927
+"""The validation score of the network in them."""
 
 
 @pytest.mark.filterwarnings("ignore:bits may differ")
@@ -31,12 +34,13 @@ def test_a_file_of_a_released_version_loads_and_continues(version: int, tmp_path
     assert (ctx.epoch, ctx.step, ctx.stage) == (2, 3, "batch_end")
     assert ctx.callbacks["counter"]["batches"] == 8
     assert ctx.callbacks["counter"]["none"] == ()
+    # Without dropout, whose numbers and rounding are the processor's.
+    assert fl.validate(ctx)["error"] == pytest.approx(SCORE, rel=1e-5)
     store = fl.CheckpointStore(folder, keep_last=1)
     end = fl.train(ctx)
     store.save(end)
     assert store.steps() == [15]
-    # Machines round differently, and Adam makes steps of rounding errors where a gradient is zero: not the digest.
-    assert end.last_scores_valid["error"] == pytest.approx(1.065793514251709, rel=1e-2)
+    assert all(math.isfinite(score) for score in end.last_scores_valid.values())
 
 
 def test_every_version_up_to_this_one_has_a_file() -> None:

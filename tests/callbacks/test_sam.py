@@ -11,6 +11,7 @@ from torch import nn
 import functional_loop as fl
 from functional_loop.callbacks import clip_grad_norm, sam
 from tests.callbacks.laws import holds_for
+from tests.closeness import ABSOLUTE, RELATIVE, in_doubles
 from tests.sample_loops import call, epoch_of, full_loop, make_loop, mlp
 from tests.strategies import examples
 
@@ -45,18 +46,18 @@ def by_hand(loop: fl.Loop, rho: float, adaptive: bool = False) -> nn.Module:
 @given(st.floats(0, 0.5), st.booleans())
 @examples(0.2)
 def test_it_is_the_loop_of_the_paper(rho: float, adaptive: bool) -> None:
-    loop = make_loop(callbacks=[sam(rho, adaptive)])
+    loop = in_doubles(make_loop(callbacks=[sam(rho, adaptive)]))
     ctx, module = fl.train(fl.init(loop)), by_hand(loop, rho, adaptive)
-    torch.testing.assert_close(ctx.params, {n: p.detach() for n, p in module.named_parameters()}, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ctx.buffers, dict(module.named_buffers()), rtol=1e-4, atol=1e-5)
+    expected = {name: param.detach() for name, param in module.named_parameters()} | dict(module.named_buffers())
+    torch.testing.assert_close({**ctx.params, **ctx.buffers}, expected, rtol=RELATIVE, atol=ABSOLUTE)
 
 
 def test_no_distance_is_no_change() -> None:
     plain, near = (
-        fl.train(fl.init(full_loop(accumulate=1))),
-        fl.train(fl.init(full_loop(accumulate=1, callbacks=[sam(0.0)]))),
+        fl.train(fl.init(in_doubles(full_loop(accumulate=1)))),
+        fl.train(fl.init(in_doubles(full_loop(accumulate=1, callbacks=[sam(0.0)])))),
     )
-    torch.testing.assert_close(near.params, plain.params)
+    torch.testing.assert_close(near.params, plain.params, rtol=RELATIVE, atol=ABSOLUTE)
 
 
 def test_other_callbacks_get_its_gradients() -> None:
