@@ -12,7 +12,7 @@ from ..borrowed import numbers_of
 from ..context import Context
 from ..lending import clone_tree, lend, lend_tree, tree_was_written, was_written
 from ..loop import Loop
-from ..network import private_copy
+from ..network import LOSS, WithLoss, has_tensors
 from ..record import evolve
 
 
@@ -25,10 +25,11 @@ class Mirror:
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
-        self._network: nn.Module | None = None
+        self._whole: WithLoss | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._params: dict[str, nn.Parameter] = {}
+        self._params: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
+        self._modules: list[nn.Module] = []
         self._parts: list[nn.Module] = []
         self._containers: list[dict[str, Any]] = []
         self._noted_members: list[tuple[str, int]] = []
@@ -38,16 +39,23 @@ class Mirror:
         self._groups: list[dict[str, Any]] = []
 
     def network(self, ctx: Context, training: bool) -> nn.Module:
-        if self._network is None:
-            self._network = _with_own_tensors(self.loop)
-            self._params = dict(self._network.named_parameters())
-            self._buffers = dict(self._network.named_buffers())
-            self._note_members(self._network)
+        return self._shown(ctx, training).network
+
+    def loss(self, ctx: Context, training: bool) -> Any:
+        """The loss: a module, if it has parameters or buffers; any other is the loop's own."""
+        return self._shown(ctx, training).loss
+
+    def _shown(self, ctx: Context, training: bool) -> WithLoss:
+        if self._whole is None:
+            self._whole = _with_own_tensors(self.loop)
+            self._params = self._whole.params()
+            self._buffers = self._whole.statistics()
+            self._note_members(self._whole)
             self._show_network(ctx, training)
-        return self._network
+        return self._whole
 
     def optimizer(self, ctx: Context, training: bool) -> torch.optim.Optimizer:
-        self.network(ctx, training)
+        self._shown(ctx, training)
         if self._optimizer is None:
             self._optimizer = self.loop.optimizer.to_torch(dict(self._params), ctx.optimizer_state)
             # Schedulers warn if they step before the optimizer does; this one is stepped by the loop.
@@ -59,7 +67,7 @@ class Mirror:
 
     def show(self, ctx: Context, training: bool) -> None:
         """Fill what has been made so far with the values of ``ctx``."""
-        if self._network is not None:
+        if self._whole is not None:
             self._show_network(ctx, training)
         if self._optimizer is not None:
             self._unshown = ctx.optimizer_state["slots"]
@@ -72,12 +80,12 @@ class Mirror:
         """Let go of the state of the optimizer that nobody has looked at."""
         self._unshown = None
 
-    def _note_members(self, network: nn.Module) -> None:
-        """Remember what the network consists of, to see at little cost that nothing has been replaced."""
+    def _note_members(self, whole: WithLoss) -> None:
+        """Remember what network and loss consist of, to see at little cost that nothing has been replaced."""
         # Kept, so that no new module gets the id of an old one.
-        self._parts = list(network.modules())
+        self._modules, self._parts = list(whole.modules()), list(whole.network.modules())
         kinds = ("_parameters", "_buffers", "_modules")
-        self._containers = [getattr(part, kind) for part in self._parts for kind in kinds]
+        self._containers = [getattr(module, kind) for module in self._modules for kind in kinds]
         self._noted_members = self._members()
 
     def _members(self) -> list[tuple[str, int]]:
@@ -97,9 +105,9 @@ class Mirror:
             buffer.data = lend(ctx.buffers[name])
 
     def _show_mode(self, training: bool) -> None:
-        assert self._network is not None
+        assert self._whole is not None
         if self._mode is not training or self._modes_now() != self._modes:
-            self._network.train(training)
+            self._whole.train(training)
             self._mode, self._modes = training, self._modes_now()
 
     def _modes_now(self) -> list[bool]:
@@ -107,12 +115,12 @@ class Mirror:
 
     def _check_modes(self) -> None:
         """Raises a ValueError where a part was put into another mode than the network, which would have no effect."""
-        assert self._network is not None
+        assert self._whole is not None
         now = self._modes_now()
         # The network as a whole may be used in either mode: nobody would take that for a change of the run.
         if now == self._modes or now[0] is not self._modes[0]:
             return
-        names = (name for name, _ in self._network.named_modules())
+        names = (name for name, _ in self._whole.network.named_modules())
         changed = next(name for name, mode, before in zip(names, now, self._modes, strict=True) if mode is not before)
         raise ValueError(
             f"{changed!r} of ctx.network was put into {'training' if not self._mode else 'evaluation'} mode, which the "
@@ -130,7 +138,7 @@ class Mirror:
     def changes(self, ctx: Context) -> Context:
         """``ctx`` with what was written to the network and the optimizer since it was shown."""
         found: dict[str, Any] = {}
-        if self._network is not None:
+        if self._whole is not None:
             found |= self._network_changes(ctx)
         if self._optimizer is not None:
             found |= self._optimizer_changes(self._optimizer, ctx)
@@ -173,19 +181,20 @@ class Mirror:
         Raises:
             ValueError: the network has other parameters or buffers than before.
         """
-        assert self._network is not None
+        assert self._whole is not None
         if self._members() == self._noted_members:
             return
-        for known, named in ((self._params, "named_parameters"), (self._buffers, "named_buffers")):
-            found: dict[str, Tensor] = dict(getattr(self._network, named)())
+        whole = self._whole
+        for known, found in ((self._params, whole.params()), (self._buffers, whole.statistics())):
             for name in found.keys() ^ known.keys():
-                raise ValueError(f"{name!r} was {'added to' if name in found else 'taken out of'} ctx.network")
+                owner = "ctx.loss_fn" if name.startswith(LOSS) and has_tensors(whole.loss) else "ctx.network"
+                raise ValueError(f"{name!r} was {'added to' if name in found else 'taken out of'} {owner}")
             for name, tensor in found.items():
                 if tensor is not known[name]:
-                    _replace(self._network, tensor, known[name])
+                    _replace(whole, tensor, known[name])
                     known[name].data = taken(tensor, known[name], name)
                     known[name].requires_grad_(tensor.requires_grad)
-        self._note_members(self._network)
+        self._note_members(whole)
 
     def _checked_groups(self, optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The hyperparameters of the groups.
@@ -263,9 +272,10 @@ def taken(written: Tensor, before: Tensor, name: str) -> Tensor:
     return written.detach().clone()
 
 
-def _with_own_tensors(loop: Loop) -> nn.Module:
-    """A module of the network's structure whose parameters and buffers are its own objects; their values come later."""
-    module = private_copy(loop.template())
+def _with_own_tensors(loop: Loop) -> WithLoss:
+    """Modules of the structure of network and loss whose parameters and buffers are their own objects; the values come
+    later."""
+    module = loop.with_loss().copied()
     own: dict[int, Tensor] = {}
     for part in module.modules():
         for container in (part._parameters, part._buffers):

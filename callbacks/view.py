@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..batch import Batch, as_batch
 from ..context import Context
 from ..lending import clone_tree, lend_tree, tree_was_written
+from ..network import has_tensors
 from ..record import did_you_mean, evolve
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ _OF_THE_LOOP = {
     "loader_valid": "valid",
     "measures_train": "measures_train",
     "measures_valid": "measures_valid",
-    "loss_fn": "loss",
     "total_epochs": "epochs",
     "eval_freq": "eval_freq",
     "device": "device",
@@ -29,7 +29,7 @@ _OF_THE_LOOP = {
 _PLAIN = ("epoch", "step", "step_valid", "global_step", "seed", "terminate")
 _WITH_TENSORS = ("last_loss", "last_scores_train", "last_scores_valid", "batch", "y_hat", "y_hats")
 _MIRRORED = ("params", "buffers", "grads", "trainable", "optimizer_state")
-_MADE = ("network", "optimizer", "callbacks", "context", "learner", "prediction_encoder")
+_MADE = ("network", "optimizer", "loss_fn", "callbacks", "context", "learner", "prediction_encoder")
 FIELDS = (*_OF_THE_LOOP, *_PLAIN, *_WITH_TENSORS, *_MIRRORED, *_MADE)
 WRITABLE = ("terminate", "batch", "last_loss", "last_scores_train", "last_scores_valid")
 _WRITTEN_IN_PLACE = {
@@ -51,8 +51,8 @@ class ContextView:
     loader_valid`` (with ``len``), ``task_train, task_valid, learner, prediction_encoder, callbacks`` (the other
     callbacks by id), ``params, buffers, grads, optimizer_state, trainable``, and ``context``, the pure context
     itself. ``network`` and ``optimizer`` are a real ``nn.Module`` and ``torch.optim.Optimizer``, made when first
-    asked for. What is read is a copy (which costs memory only when it is written to), so that no harm comes of
-    changing it.
+    asked for. If the loss has parameters, ``loss_fn`` is a module with their values, and the optimizer is over both.
+    What is read is a copy (which costs memory only when it is written to), so that no harm comes of changing it.
 
     Write: ``terminate = True``; ``batch`` (also in place), ``last_loss`` and the last scores; and, in place,
     ``network`` (parameters, buffers, ``requires_grad_``, and ``.grad`` in ``on_after_backward``) and ``optimizer``
@@ -86,6 +86,12 @@ class ContextView:
             return lend_tree(getattr(self._ctx, name))
         if name in _MIRRORED:
             return lend_tree(getattr(self.context, name))
+        if name == "loss_fn":
+            return (
+                self._mirror.loss(self._ctx, self._training)
+                if has_tensors(self._ctx.loop.loss)
+                else self._ctx.loop.loss
+            )
         if name in ("network", "optimizer"):
             return getattr(self._mirror, name)(self._ctx, self._training)
         if name == "callbacks":

@@ -14,10 +14,10 @@ from .context import Context
 from .ensembles.ensemble import of_one_run
 from .environment import KERNELS
 from .errors import StateDictError
-from .export import to_module
+from .export import to_modules
 from .identity import compare, kind_of
 from .loop import Loop, init
-from .network import state_names
+from .network import has_tensors, state_names
 from .plain import decode
 from .record import did_you_mean, evolve
 from .state import StateDict, state_dict
@@ -28,7 +28,8 @@ PlainCheckpoint = dict[str, Any]
 def to_checkpoint(ctx: Context) -> PlainCheckpoint:
     """``ctx`` as a plain torch checkpoint, ``{"network": ..., "optimizer": ...}``: copies, for ``torch.save``.
 
-    ``network`` is the ``state_dict()`` of a module, ``optimizer`` that of a torch optimizer with the same groups; both
+    ``network`` is the ``state_dict()`` of a module, as is ``loss`` if the loss has parameters or buffers, ``optimizer``
+    that of a torch optimizer with the same groups; both
     load with ``strict=True`` and ``torch.load(weights_only=True)``. The place in the run is not in it: to continue a
     run exactly, save it with a `CheckpointStore`.
 
@@ -65,7 +66,8 @@ def plain_checkpoint(sd: StateDict) -> PlainCheckpoint:
     ]
     slots = decode(sd["optimizer"]["slots"])
     state = {number: copied(slots[name]) for name, number in numbers.items() if name in slots}
-    return {"network": copied(sd["network"]), "optimizer": {"state": state, "param_groups": groups}}
+    modules: PlainCheckpoint = {role: copied(sd[role]) for role in ("network", "loss") if role in sd}
+    return {**modules, "optimizer": {"state": state, "param_groups": groups}}
 
 
 def _tuples(value: Any) -> Any:
@@ -80,8 +82,8 @@ def from_checkpoint(loop: Loop, checkpoint: PlainCheckpoint, seed: int = 0) -> C
         loop: what to train.
         checkpoint: ``{"network": ..., "optimizer": ...}``: the ``state_dict()`` of a module with the names of the
             network, and, if wanted, that of an optimizer of the loop's class with the same groups in the same order,
-            whose state and hyperparameters are adopted. Of a file with other keys take what is needed:
-            ``{"network": torch.load(path, weights_only=True)["model"]}``.
+            whose state and hyperparameters are adopted, and that of the ``loss``. Of a file with other keys take what
+            is needed: ``{"network": torch.load(path, weights_only=True)["model"]}``.
         seed: as for `init`.
 
     Returns:
@@ -99,30 +101,32 @@ def from_checkpoint(loop: Loop, checkpoint: PlainCheckpoint, seed: int = 0) -> C
     >>> ctx.global_step, bool(fl.tree_equal(ctx.params, trained.params))
     (0, True)
     """
-    _check_keys(checkpoint)
+    _check_keys(checkpoint, loop)
     template = init(loop, seed)
-    module = to_module(template)
-    _fill_network(module, checkpoint["network"])
+    whole = to_modules(template)
+    for role, part in whole.parts().items():
+        if role in checkpoint:
+            _fill_module(part, checkpoint[role], role)
     optimizer = None
     if "optimizer" in checkpoint:
-        optimizer = loop.optimizer.to_torch(dict(module.named_parameters()), template.optimizer_state)
+        optimizer = loop.optimizer.to_torch(whole.params(), template.optimizer_state)
         _fill_optimizer(optimizer, checkpoint["optimizer"])
-    # By way of a loop of that very module, so that callbacks see its values when their states begin.
-    adopted = init(evolve(loop, network=module), seed, optimizer_state_from=optimizer)
+    # By way of a loop of these very modules, so that callbacks see their values when their states begin.
+    adopted = init(evolve(loop, network=whole.network, loss=whole.loss), seed, optimizer_state_from=optimizer)
     if optimizer is not None:
         _check_slots(adopted)
     return evolve(adopted, loop=loop)
 
 
-def _check_keys(checkpoint: object) -> None:
+def _check_keys(checkpoint: object, loop: Loop) -> None:
     if not isinstance(checkpoint, dict):
         raise TypeError(
             f'from_checkpoint takes a dict {{"network": ..., "optimizer": ...}}, not {type(checkpoint).__name__}'
         )
-    known = ("network", "optimizer")
+    known = ("network", "loss", "optimizer") if has_tensors(loop.loss) else ("network", "optimizer")
     if unknown := [key for key in checkpoint if key not in known]:
         raise ValueError(
-            f"a plain checkpoint has the keys network and optimizer, not {unknown[0]!r}"
+            f"a plain checkpoint of this loop has the keys {' and '.join(known)}, not {unknown[0]!r}"
             f"{did_you_mean(str(unknown[0]), known)}; "
             'make it of what your file holds, such as {"network": file["model"], "optimizer": file["optim"]}'
         )
@@ -130,15 +134,15 @@ def _check_keys(checkpoint: object) -> None:
         raise ValueError("the plain checkpoint has no network")
 
 
-def _fill_network(module: torch.nn.Module, saved: Any) -> None:
+def _fill_module(module: torch.nn.Module, saved: Any, role: str) -> None:
     """Put the values of ``saved`` into ``module``; of tied tensors one name is enough, as in many safetensors files."""
     if not isinstance(saved, dict):
-        raise TypeError(f"the network of a checkpoint is the state_dict() of a module, not {type(saved).__name__}")
+        raise TypeError(f"the {role} of a checkpoint is the state_dict() of a module, not {type(saved).__name__}")
     names = state_names(module)
     by_first_name = {names[name]: value for name, value in saved.items() if name in names}
     whole = {name: by_first_name[first] for name, first in names.items() if first in by_first_name} | saved
-    if found := [*compare(_kinds(whole), _kinds(module.state_dict()), "network")]:
-        raise StateDictError("the checkpoint does not fit the network:", found)
+    if found := [*compare(_kinds(whole), _kinds(module.state_dict()), role)]:
+        raise StateDictError(f"the checkpoint does not fit the {role}:", found)
     module.load_state_dict(whole, strict=True)
 
 

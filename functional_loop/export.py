@@ -1,4 +1,4 @@
-"""A context as ordinary PyTorch objects: a trained module, and an optimizer that carries the state."""
+"""A context as ordinary PyTorch objects: trained modules, and an optimizer that carries the state."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from torch import nn
 from .context import Context, check_context
 from .ensembles.ensemble import one_member
 from .loop import make_module
-from .network import private_copy
+from .network import LOSS, WithLoss, has_tensors, private_copy
 
 
-def to_module(ctx: Context, member: int | None = None) -> nn.Module:
-    """A module with its own copies of the parameters and buffers of ``ctx``, in the mode of the loop's network.
+def to_module(ctx: Context, part: str = "network", member: int | None = None) -> nn.Module:
+    """A module with its own copies of the parameters and buffers of ``ctx``, in the mode of the loop's.
 
     Args:
+        part: ``"network"``, or ``"loss"`` for the loss, if that is a module.
         member: of a stacked context, which one.
 
     Raises:
-        IndexError, ValueError: there is no such member, or no member is named where there are several.
+        IndexError, ValueError: there is no such member, or no member is named where there are several; the loss is a
+            function.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -28,34 +30,65 @@ def to_module(ctx: Context, member: int | None = None) -> nn.Module:
     True
     """
     check_context(ctx, "to_module")
+    if part not in ("network", "loss"):
+        raise ValueError(f"to_module: the part is 'network' or 'loss', not {part!r}; a member is given as member=")
     ctx = one_member(ctx, member, "to_module")
-    network = ctx.loop.network
-    module = private_copy(network) if isinstance(network, nn.Module) else make_module(network, ctx.seed)
-    trainable = frozenset(ctx.trainable)
-    made: dict[int, torch.Tensor] = {}
-    for name, parameter in module.named_parameters():
-        made[id(parameter)] = nn.Parameter(ctx.params[name].clone(), requires_grad=name in trainable)
-    for name, buffer in module.named_buffers():
-        made[id(buffer)] = ctx.buffers[name].clone()
-    for part in module.modules():
-        for container in (part._parameters, part._buffers):
-            for key, tensor in container.items():
-                if tensor is not None:
-                    container[key] = made[id(tensor)]  # type: ignore[assignment]
-        if isinstance(part, nn.RNNBase):
-            part._init_flat_weights()
+    loss = ctx.loop.loss
+    if part == "loss" and not has_tensors(loss):
+        if not isinstance(loss, nn.Module):
+            raise ValueError(f"to_module: the loss is no module, but {loss!r}")
+        return private_copy(loss, "loss")
+    whole = _private(ctx)
+    module = whole.parts()[part]
+    _fill(module, whole, ctx)
     return module
 
 
-def to_optimizer(ctx: Context, module: nn.Module, member: int | None = None) -> torch.optim.Optimizer:
+def to_modules(ctx: Context) -> WithLoss:
+    """Network and loss, as `to_module` gives them, with the tensors that they share."""
+    whole = _private(ctx)
+    _fill(whole, whole, ctx)
+    return whole
+
+
+def _private(ctx: Context) -> WithLoss:
+    network = ctx.loop.network
+    module = network if isinstance(network, nn.Module) else make_module(network, ctx.seed)
+    return WithLoss(module, ctx.loop.loss).copied()
+
+
+def _fill(module: nn.Module, whole: WithLoss, ctx: Context) -> None:
+    """Put copies of the tensors of ``ctx`` into ``module``, which is ``whole`` or a part of it."""
+    trainable = frozenset(ctx.trainable)
+    names = {id(tensor): name for name, tensor in {**whole.params(), **whole.statistics()}.items()}
+    made: dict[str, torch.Tensor] = {}
+    for part in module.modules():
+        for container in (part._parameters, part._buffers):
+            for key, tensor in container.items():
+                if tensor is None:
+                    continue
+                name = names[id(tensor)]
+                if name not in made and name in ctx.params:
+                    made[name] = nn.Parameter(ctx.params[name].clone(), requires_grad=name in trainable)
+                elif name not in made:
+                    made[name] = ctx.buffers[name].clone()
+                container[key] = made[name]  # type: ignore[assignment]
+        if isinstance(part, nn.RNNBase):
+            part._init_flat_weights()
+
+
+def to_optimizer(
+    ctx: Context, module: nn.Module, loss: nn.Module | None = None, member: int | None = None
+) -> torch.optim.Optimizer:
     """An ordinary torch optimizer over the parameters of ``module`` that goes on from the state of ``ctx``.
 
     Args:
         module: a module of the network's structure, such as `to_module` gives.
+        loss: if the loss has parameters, a module of its structure: ``to_module(ctx, "loss")``.
         member: of a stacked context, which one.
 
     Raises:
-        ValueError: its parameters have other names or shapes.
+        ValueError: their parameters have other names or shapes.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -67,8 +100,13 @@ def to_optimizer(ctx: Context, module: nn.Module, member: int | None = None) -> 
     check_context(ctx, "to_optimizer")
     ctx = one_member(ctx, member, "to_optimizer")
     params: dict[str, torch.Tensor] = dict(module.named_parameters())
-    for name in params.keys() ^ ctx.params.keys():
-        raise ValueError(f"to_optimizer: parameter {name!r} is in only one of the module and the context")
+    if loss is not None:
+        params = WithLoss(module, loss).params()
+    for name in sorted(params.keys() ^ ctx.params.keys()):
+        hint = ""
+        if loss is None and name.startswith(LOSS) and has_tensors(ctx.loop.loss):
+            hint = ': it is one of the loss, to be given too: to_optimizer(ctx, module, to_module(ctx, "loss"))'
+        raise ValueError(f"to_optimizer: parameter {name!r} is in only one of the module and the context{hint}")
     for name, parameter in params.items():
         if parameter.shape != ctx.params[name].shape:
             raise ValueError(

@@ -12,7 +12,7 @@ from .context import Context
 from .environment import KERNELS, environment
 from .errors import StateDictError
 from .loop import Loop
-from .network import state_names
+from .network import LOSS
 from .patterns import Patterns, matches
 from .stages import BOUNDARIES
 
@@ -30,6 +30,7 @@ _SCHEMA = {
     "hyperparameters": [{"*": object}],
     **PLACE,
     "network": {"*": Tensor},
+    "loss": {"*": Tensor},
     "buffers": {"*": Tensor},
     "trainable": [str],
     "optimizer": {"groups": [{"*": object}], "slots": {"*": {"*": object}}},
@@ -48,14 +49,14 @@ def identity(loop: Loop) -> dict[str, Any]:
     a dict per group; those in force are in the state, where schedules change them.
     """
     module = loop.template()
-    params: dict[str, Tensor] = dict(module.named_parameters())
+    params = loop.with_loss().params()
     groups = loop.optimizer.hyperparameters_of(params)
     numbers = [numbers_of(group) for group in groups]
     flags = [{k: _plain(group[k]) for k in group if k not in own} for group, own in zip(groups, numbers, strict=True)]
     return {
         "fingerprint": {
             "network": {
-                "params": {name: kind_of(p) for name, p in params.items()},
+                "params": {name: kind_of(p) for name, p in module.named_parameters()},
                 "buffers": {name: kind_of(b) for name, b in module.named_buffers()},
             },
             "optimizer": {
@@ -184,7 +185,8 @@ def differences(
     Args:
         here: the fingerprint of that loop.
     """
-    if malformed := list(_malformed(sd, _SCHEMA, "")):
+    # A loss without parameters and buffers has no entry, and no loss had one in the first version.
+    if malformed := list(_malformed({"loss": {}, **sd}, _SCHEMA, "")):
         return malformed
     saved = dict(sd["fingerprint"])
     if not strict:
@@ -221,14 +223,22 @@ def _malformed(node: Any, schema: Any, path: str) -> Iterator[str]:
 
 
 def _tensor_differences(ctx: Context, sd: dict[str, Any]) -> Iterator[str]:
-    values, names = {**ctx.params, **ctx.buffers}, state_names(ctx.loop.template())
-    expected = {
-        "network": {name: values[first] for name, first in names.items()},
-        "buffers": {name: buffer for name, buffer in ctx.buffers.items() if name not in names},
+    here = tensors_of(ctx)
+    for part in ("network", "loss", "buffers"):
+        if part in sd:
+            saved = {name: kind_of(tensor) for name, tensor in sd[part].items()}
+            yield from compare(saved, {name: kind_of(tensor) for name, tensor in here.get(part, {}).items()}, part)
+
+
+def tensors_of(ctx: Context) -> dict[str, dict[str, Tensor]]:
+    """Parameters and buffers as they are in a state dict: those of the network, and of the loss if it has any, that are
+    in the ``state_dict()`` of the module, and other ``buffers``."""
+    values, names = {**ctx.params, **ctx.buffers}, ctx.loop.with_loss().state_names()
+    known = {*names["network"], *(LOSS + name for name in names.get("loss", ()))}
+    return {
+        **{role: {name: values[first] for name, first in own.items()} for role, own in names.items()},
+        "buffers": {name: buffer for name, buffer in ctx.buffers.items() if name not in known},
     }
-    for part, tensors in expected.items():
-        saved = {name: kind_of(tensor) for name, tensor in sd[part].items()}
-        yield from compare(saved, {name: kind_of(tensor) for name, tensor in tensors.items()}, part)
 
 
 def _optimizer_differences(ctx: Context, sd: dict[str, Any]) -> Iterator[str]:

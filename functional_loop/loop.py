@@ -15,7 +15,7 @@ from .data import BatchSource
 from .fast.compiled import CompiledStep
 from .hook_seeds import HookSeeds
 from .measures import Measure
-from .network import check_network
+from .network import WithLoss, check_module
 from .optimizers import Optimizer
 from .plain import check_plain
 from .proofs.purity import checked
@@ -74,7 +74,9 @@ class Loop:
     Args:
         network: any ``nn.Module``, whose values when `init` is called are the start and which is never written to; or a
             function of no arguments that makes one, called under the seed, so that seeds differ in initialisation too.
-        loss: a function ``(y_hats, y) -> scalar tensor``; ``y_hats`` is what the network returns.
+        loss: a function ``(y_hats, y) -> scalar tensor``; ``y_hats`` is what the network returns. Parameters and
+            buffers of an ``nn.Module`` are in the context beside the network's, their names prefixed with ``loss.``:
+            they are trained, and saved; the module itself is never written to.
         optimizer: see `optimizer`.
         train: training data, see `batches`.
         valid: validation data, or ``None``.
@@ -149,6 +151,8 @@ class Loop:
         self._check_types()
         self._check_values()
         ordered = sorted(self.running_callbacks(), key=lambda callback: callback.weight)
+        if isinstance(self.network, nn.Module):
+            WithLoss(self.network, self.loss)
         hooks = {s: tuple((c.id, c.hooks[s]) for c in ordered if s in c.hooks) for s in STAGES}
         hooks["resume"] = tuple((c.id, c.resume) for c in ordered if c.resume is not None)
         object.__setattr__(self, "hooks", hooks)
@@ -201,13 +205,17 @@ class Loop:
             return self.network
         if not self._modules:
             module = make_module(self.network, seed=0)
-            check_network(module)
+            check_module(module)
             for parameter in module.parameters():
                 if parameter.is_contiguous():
                     # One element in memory, in place of as many as the context has.
                     parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
             self._modules.append(module)
         return self._modules[0]
+
+    def with_loss(self) -> WithLoss:
+        """`template` and the loss as one module, not to be written to."""
+        return WithLoss(self.template(), self.loss)
 
     def evaluates(self, epoch: int) -> bool:
         """Whether scores are made in ``epoch``."""
@@ -238,16 +246,18 @@ def make_module(network: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimizer | None = None) -> Context:
-    """The context before ``begin``: parameters and buffers of the network, fresh state for all else.
+    """The context before ``begin``: parameters and buffers of network and loss, fresh state for all else.
 
     Args:
         loop: what to train.
         seed: any integer; everything random in the run is a function of it.
-        optimizer_state_from: an ordinary torch optimizer over the parameters of ``loop.network``, in mid-flight: its
-            state and hyperparameters are copied, so that training goes on where a hand-written loop left off.
+        optimizer_state_from: an ordinary torch optimizer over the parameters of ``loop.network``, and of ``loop.loss``
+            if that has any, in mid-flight: its state and hyperparameters are copied, so that training goes on where a
+            hand-written loop left off.
 
     Raises:
-        ValueError: a lazy network, an optimizer that does not fit the network.
+        ValueError: a lazy network, an optimizer that does not fit the network, a loss with parameters beside a network
+            with a child ``loss``.
         TypeError: a seed that is not an integer, a callback's initial state that can't be saved.
 
     >>> import functional_loop as fl
@@ -263,14 +273,16 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
     if type(seed) is not int:
         raise TypeError(f"the seed is an integer, not {seed!r}")
     module = loop.network if isinstance(loop.network, nn.Module) else make_module(loop.network, seed)
-    check_network(module)
-    params = {name: own(p, loop.device) for name, p in module.named_parameters()}
-    buffers = {name: own(b, loop.device) for name, b in module.named_buffers()}
-    requires_grad = [name for name, p in module.named_parameters() if p.requires_grad]
+    whole = WithLoss(module, loop.loss)
+    for role, part in whole.parts().items():
+        check_module(part, role)
+    params = {name: own(p, loop.device) for name, p in whole.params().items()}
+    buffers = {name: own(b, loop.device) for name, b in whole.statistics().items()}
+    requires_grad = [name for name, p in whole.params().items() if p.requires_grad]
     if optimizer_state_from is None:
         optimizer_state = loop.optimizer.init(params)
     elif isinstance(loop.network, nn.Module):
-        optimizer_state = loop.optimizer.from_torch(optimizer_state_from, dict(module.named_parameters()))
+        optimizer_state = loop.optimizer.from_torch(optimizer_state_from, whole.params())
     else:
         raise ValueError("optimizer_state_from needs a Loop whose network is the module that the optimizer is over")
     ctx = Context(

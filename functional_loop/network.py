@@ -1,46 +1,137 @@
-"""A network as a pure function of its parameters, buffers and inputs."""
+"""A network and its loss as a pure function of their parameters, buffers and inputs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+Tensors = dict[str, Tensor]
+Loss = Callable[[Any, Any], Any]
+
 Slot = tuple[Any, Any, str]
 """A place in a module (container, key) that holds the tensor of a name."""
 
+LOSS = "loss."
+"""How names of parameters and buffers of the loss begin, beside those of the network."""
+
+
+class WithLoss(nn.Module):
+    """A network and its loss as one module, from inputs and targets to the loss and the outputs.
+
+    A loss that is a module with parameters or buffers is a part of it; any other is called and left alone. Tensors that
+    the two share are one tensor under the name that the network has for it.
+
+    Raises:
+        ValueError: the network has a child ``loss``, and the loss has parameters or buffers, whose names begin so.
+    """
+
+    network: nn.Module
+    loss: Any
+
+    def __init__(self, network: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.network = network
+        if has_tensors(loss):
+            _check_apart(network, loss)
+            self.loss = loss
+        else:
+            # Not as a child, whose mode would be set.
+            object.__setattr__(self, "loss", loss)
+
+    def forward(self, x: Any, y: Any) -> tuple[Any, Any]:
+        outputs = call(self.network, x)
+        return self.loss(outputs, y), outputs
+
+    def params(self) -> Tensors:
+        """All parameters, by the names that they have in a context."""
+        return {outer_name(name): parameter for name, parameter in self.named_parameters()}
+
+    def statistics(self) -> Tensors:
+        """All buffers, by the names that they have in a context."""
+        return {outer_name(name): buffer for name, buffer in self.named_buffers()}
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules that have a state of their own in a state dict."""
+        return {"network": self.network, "loss": self.loss} if has_tensors(self.loss) else {"network": self.network}
+
+    def state_names(self) -> dict[str, dict[str, str]]:
+        """Of every part the names of its ``state_dict()``, each with the name that its tensor has in a context."""
+        first = {id(tensor): name for name, tensor in {**self.params(), **self.statistics()}.items()}
+        return {role: state_names(part, first) for role, part in self.parts().items()}
+
+    def copied(self) -> WithLoss:
+        """A copy that shares its tensors and nothing else, but for a loss without tensors."""
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        copies = {name: private_copy(part, name, memo) for name, part in self.parts().items()}
+        return WithLoss(copies["network"], copies.get("loss", self.loss))
+
+
+def has_tensors(loss: object) -> bool:
+    """Whether a loss is a module with parameters or buffers."""
+    return isinstance(loss, nn.Module) and next(chain(loss.parameters(), loss.buffers()), None) is not None
+
+
+def outer_name(name: str) -> str:
+    """The name that a tensor of a `WithLoss` has in a context."""
+    return name.removeprefix("network.")
+
+
+def call(module: nn.Module, x: Any) -> Any:
+    """The outputs of a network for an input, or for several in a tuple or dict."""
+    if isinstance(x, dict):
+        return module(**x)
+    return module(*x) if isinstance(x, (tuple, list)) else module(x)
+
 
 class FunctionalNetwork:
-    """A private copy of a module whose tensors are swapped in for each call, as ``torch.func.functional_call`` does.
+    """Private copies of a network and its loss whose tensors are swapped in for each call, as
+    ``torch.func.functional_call`` does.
 
-    The copy shares no container with the user's module, so the module is never written to; where every tensor goes is
+    The copies share no container with the user's modules, which are never written to; where every tensor goes is
     planned once, which makes a call some 25 µs cheaper than ``functional_call``. Tied tensors are one tensor under
     their first name. Not thread-safe: one thread calls it at a time.
 
     Raises:
-        ValueError: the network has parameters that are not materialised, or a state outside of parameters and buffers.
-        TypeError: the network can't be copied.
+        ValueError: one of the modules has parameters that are not materialised, or a state outside of parameters and
+            buffers.
+        TypeError: one of them can't be copied.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        check_network(module)
-        self.module = private_copy(module)
+    def __init__(self, whole: WithLoss) -> None:
+        for name, part in whole.parts().items():
+            check_module(part, name)
+        self.module = whole.copied()
+        self._network = self.module.network
+        self._losses: dict[bool, Loss] = {True: self.module.loss}
         self._params = list(_slots(self.module, self.module.named_parameters(), "_parameters"))
         self._buffers = list(_slots(self.module, self.module.named_buffers(), "_buffers"))
         self._unset = list(_unset_buffers(self.module))
         self._training: bool | None = None
-        self._shown: dict[str, Tensor] = {}
+        self._shown: Tensors = {}
         self.writes = frozenset(_renormalised(self.module))
         """Parameters that the forward call itself writes to (``nn.Embedding(max_norm=...)``)."""
 
-    def __call__(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Any, training: bool
-    ) -> tuple[Any, dict[str, Tensor]]:
+    def outputs(self, params: Tensors, buffers: Tensors, x: Any, training: bool) -> tuple[Any, Tensors]:
         """The outputs and the new buffers; ``buffers`` are cloned, since BatchNorm and others write to theirs."""
+        cloned = self._show(params, buffers, training)
+        outputs = call(self._network, x)
+        return outputs, self._written(cloned)
+
+    def loss(self, params: Tensors, buffers: Tensors, x: Any, y: Any, training: bool) -> tuple[Any, Any, Tensors]:
+        """The loss, the outputs and the new buffers."""
+        cloned = self._show(params, buffers, training)
+        outputs = call(self._network, x)
+        loss = self._loss(training)(outputs, y)
+        return loss, outputs, self._written(cloned)
+
+    def _show(self, params: Tensors, buffers: Tensors, training: bool) -> Tensors:
+        """Put parameters and clones of the buffers, which are returned, in their places."""
         if training is not self._training:
             self.module.train(training)
             self._training = training
@@ -49,23 +140,29 @@ class FunctionalNetwork:
                 container[key] = params[name]
             self._shown = params
         if not buffers:
-            return self._forward(x), buffers
+            return buffers
         cloned = {name: buffer.clone() for name, buffer in buffers.items()}
         for container, key, name in self._buffers:
             container[key] = cloned[name]
-        outputs = self._forward(x)
-        # Read back from the module and not from the clones: a network may assign a new tensor to a buffer.
-        written: dict[str, Tensor] = dict(cloned)
+        return cloned
+
+    def _written(self, cloned: Tensors) -> Tensors:
+        """The buffers after a call. Read from the module and not from the clones: it may assign a new tensor."""
+        written = dict(cloned) if cloned else cloned
         for container, key, name in reversed(self._buffers):
             buffer = container[key].detach()
             # What it assigned may be a view of a parameter.
             written[name] = buffer if container[key] is cloned[name] else buffer.clone()
-        return outputs, written
+        return written
 
-    def _forward(self, x: Any) -> Any:
-        if isinstance(x, dict):
-            return self.module(**x)
-        return self.module(*x) if isinstance(x, (tuple, list)) else self.module(x)
+    def _loss(self, training: bool) -> Loss:
+        if training not in self._losses:
+            loss = self.module.loss
+            if isinstance(loss, nn.Module) and not has_tensors(loss):
+                # The user's own, whose mode is not ours to set.
+                loss = private_copy(loss, "loss").eval()
+            self._losses[training] = loss
+        return self._losses[training]
 
     def check_unset(self) -> None:
         """Refuse a network that has filled a buffer that was ``None``.
@@ -76,8 +173,8 @@ class FunctionalNetwork:
         for container, key, name in self._unset:
             if container[key] is not None:
                 raise ValueError(
-                    f"the network fills its buffer {name!r}, which was None when training began, so that it is not "
-                    "part of the context: register it as a tensor of its final shape"
+                    f"{_owner(name)} fills its buffer {outer_name(name)!r}, which was None when training began, so "
+                    "that it is not part of the context: register it as a tensor of its final shape"
                 )
 
     def release(self) -> None:
@@ -87,13 +184,33 @@ class FunctionalNetwork:
         self._shown = {}
 
 
-def check_network(module: nn.Module) -> None:
+def _owner(name: str) -> str:
+    return "the network" if name.startswith("network.") else "the loss"
+
+
+def _check_apart(network: nn.Module, loss: Any) -> None:
+    names = (name for name, _ in (*network.named_parameters(), *network.named_buffers()) if name.startswith(LOSS))
+    taken = next(names, "loss" if "loss" in dict(network.named_children()) else None)
+    if taken is not None:
+        raise ValueError(
+            f"the network has a child 'loss' ({taken!r}), and the loss ({type(loss).__name__}) has parameters or "
+            f"buffers, whose names in the context begin with {LOSS!r}: give that child of the network another name"
+        )
+
+
+def check_module(module: nn.Module, role: str = "network") -> None:
+    """Refuse a module that can't be called as a pure function; ``role`` says in messages what it is.
+
+    Raises:
+        TypeError: it is a TorchScript module.
+        ValueError: it has parameters without a shape, or a state outside of parameters and buffers.
+    """
     if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError("the network is a TorchScript module, whose tensors can't be swapped: give the original module")
+        raise TypeError(f"the {role} is a TorchScript module, whose tensors can't be swapped: give the original module")
     lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if lazy:
         raise ValueError(
-            f"the network has lazy parameters or buffers without a shape ({', '.join(lazy)}): call it once on a batch "
+            f"the {role} has lazy parameters or buffers without a shape ({', '.join(lazy)}): call it once on a batch "
             "before you make the Loop, or use modules of known sizes"
         )
     for name, part in module.named_modules():
@@ -104,14 +221,15 @@ def check_network(module: nn.Module) -> None:
             )
 
 
-def private_copy(module: nn.Module) -> nn.Module:
+def private_copy(module: nn.Module, role: str = "network", memo: dict[int, Any] | None = None) -> nn.Module:
     """A copy of ``module`` that shares its tensors and nothing else."""
-    memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    if memo is None:
+        memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
         error.add_note(
-            f"the network ({type(module).__name__}) can't be copied, which the loop needs in order not to write to "
+            f"the {role} ({type(module).__name__}) can't be copied, which the loop needs in order not to write to "
             "yours. A tensor that is an attribute but neither parameter nor buffer is a common reason: the old "
             "torch.nn.utils.weight_norm makes one, torch.nn.utils.parametrizations.weight_norm does not"
         )
@@ -119,7 +237,7 @@ def private_copy(module: nn.Module) -> nn.Module:
 
 
 def _slots(module: nn.Module, named: Iterator[tuple[str, Tensor]], attribute: str) -> Iterator[Slot]:
-    names = {id(tensor): name for name, tensor in named}
+    names = {id(tensor): outer_name(name) for name, tensor in named}
     for part in module.modules():
         container = getattr(part, attribute)
         for key, tensor in container.items():
@@ -135,15 +253,20 @@ def _unset_buffers(module: nn.Module) -> Iterator[Slot]:
 
 
 def _renormalised(module: nn.Module) -> Iterator[str]:
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(parameter): outer_name(name) for name, parameter in module.named_parameters()}
     for part in module.modules():
         if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None:
             yield names[id(part.weight)]
 
 
-def state_names(module: nn.Module) -> dict[str, str]:
-    """The names of ``module.state_dict()``, each with the first name of its tensor, another one where it is tied."""
-    first = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+def state_names(module: nn.Module, first: dict[int, str] | None = None) -> dict[str, str]:
+    """The names of ``module.state_dict()``, each with the first name of its tensor, another one where it is tied.
+
+    Args:
+        first: first names by the identity of the tensor, if they are others than those in ``module``.
+    """
+    if first is None:
+        first = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     return {name: first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
 
 

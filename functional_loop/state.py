@@ -15,9 +15,8 @@ from .borrowed import numbers_of
 from .context import Context, check_boundary, check_context
 from .ensembles.ensemble import BATCH_HOOKS, MODES, split_context, stack, unstack
 from .errors import StateDictError, noting
-from .identity import PLACE, TREES, Difference, compare, differences, identity, refusal
+from .identity import PLACE, TREES, Difference, compare, differences, identity, refusal, tensors_of
 from .migrations import VERSION, migrate
-from .network import state_names
 from .patterns import Patterns
 from .plain import check_plain, decode, encode
 from .record import evolve, tensor_bytes
@@ -28,9 +27,10 @@ StateDict = dict[str, Any]
 def state_dict(ctx: Context) -> StateDict:
     """The durable state of ``ctx`` as nested dict, list, tensor, int, float, bool, str and None.
 
-    ``sd["network"]`` loads into a plain module with ``load_state_dict(strict=True)``, ``torch.save(sd)`` loads with
-    ``weights_only=True``. The tensors are those of the context: clone them before you write to them. A stacked context
-    has a state dict for every member under ``sd["members"]``.
+    ``sd["network"]`` loads into a plain module with ``load_state_dict(strict=True)``, and so does ``sd["loss"]``, which
+    is there if the loss has parameters or buffers; ``torch.save(sd)`` loads with ``weights_only=True``. The tensors are
+    those of the context: clone them before you write to them. A stacked context has a state dict for every member under
+    ``sd["members"]``.
 
     Raises:
         ValueError: ``ctx`` was taken by a hook inside a stage, which is not a place to continue from.
@@ -53,12 +53,9 @@ def _durable(ctx: Context, function: str) -> StateDict:
         return {"ensemble": how, "members": [_durable(member, function) for member in split_context(ctx)]}
     for id, slot in ctx.callbacks.items():
         check_plain(slot, f"the state of callback {id!r}")
-    names = state_names(ctx.loop.template())
-    values = {**ctx.params, **ctx.buffers}
     return {
         **{name: getattr(ctx, name) for name in PLACE},
-        "network": {name: values[first] for name, first in names.items()},
-        "buffers": {name: buffer for name, buffer in ctx.buffers.items() if name not in names},
+        **tensors_of(ctx),
         "trainable": list(ctx.trainable),
         "optimizer": encode(ctx.optimizer_state),
         "callbacks": _slots(ctx, volatile=False),
@@ -167,16 +164,18 @@ def _adapted(ctx: Context, changed: set[str]) -> Context:
 
 def _loaded(ctx: Context, sd: StateDict) -> Context:
     device = ctx.loop.device
-    names = {first: name for name, first in reversed(state_names(ctx.loop.template()).items())}
-    saved = {**sd["buffers"], **{first: sd["network"][name] for first, name in names.items()}}
+    saved = dict(sd["buffers"])
+    for role, names in reversed(ctx.loop.with_loss().state_names().items()):
+        if role in sd:
+            saved |= {first: sd[role][name] for name, first in reversed(names.items())}
     entries = {**sd["callbacks"], **sd["volatile"]}
     slots = {id: decode(entry["state"]) for id, entry in entries.items() if id in ctx.callbacks}
     groups, by_name = decode(sd["optimizer"]["groups"]), decode(sd["optimizer"]["slots"])
     return evolve(
         ctx,
         **{name: sd[name] for name in PLACE},
-        params={name: _like(param, saved[name]) for name, param in ctx.params.items()},
-        buffers={name: _like(buffer, saved[name]) for name, buffer in ctx.buffers.items()},
+        params={name: _like(param, saved.get(name, param)) for name, param in ctx.params.items()},
+        buffers={name: _like(buffer, saved.get(name, buffer)) for name, buffer in ctx.buffers.items()},
         trainable=tuple(sd["trainable"]),
         optimizer_state={
             "groups": _clone(groups, torch.device("cpu")),

@@ -56,12 +56,12 @@ class Step:
     """Whether the walk is to call `CompiledStep.whole` in the place of `gradients` and `update`."""
 
     def __init__(self, loop: Loop) -> None:
-        self.network = FunctionalNetwork(loop.template())
-        self.loss = loop.loss
+        whole = loop.with_loss()
+        self.network = FunctionalNetwork(whole)
         self.device_type = loop.device.type
         self.autocast_dtype = loop.autocast
         self.optimizer = loop.optimizer
-        self.updater = loop.optimizer.updater(dict(self.network.module.named_parameters()))
+        self.updater = loop.optimizer.updater(whole.params())
         # A network that writes to its parameters can't be called twice on them.
         self.seeding = Seeding(everything=bool(self.network.writes))
 
@@ -92,8 +92,7 @@ class Step:
         return self._run(partial(self._forward, leaves, buffers, batch), seed)
 
     def _forward(self, leaves: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Any, Tensors]:
-        outputs, new_buffers = self.network(leaves, buffers, batch.x, training=True)
-        return self.loss(outputs, batch.y), outputs, new_buffers
+        return self.network.loss(leaves, buffers, batch.x, batch.y, training=True)
 
     def update(
         self,
@@ -127,7 +126,7 @@ class Step:
         """Outputs in evaluation mode, without a graph; whatever the network does to its buffers is dropped."""
 
         def forward() -> Any:
-            return self.network(self.leaves(params, trainable), buffers, x, training=False)[0]
+            return self.network.outputs(self.leaves(params, trainable), buffers, x, training=False)[0]
 
         with torch.no_grad():
             return tree_detach(self._run(forward, seed))

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from ..batch import Batch, as_batch, to_device
 from ..context import Context, check_context
 from ..ensembles.ensemble import of_one_run
-from ..network import private_copy
+from ..network import outer_name
 from ..rng import fold_in, seeded
 
 Tensors = dict[str, Tensor]
@@ -59,7 +59,10 @@ class Forward:
 
     def __init__(self, ctx: Context) -> None:
         self._loop = of_one_run(ctx, "the loss").loop
-        self._module = private_copy(ctx.loop.template())
+        self._module = ctx.loop.with_loss().copied()
+        self._names = {
+            outer_name(name): name for name, _ in (*self._module.named_parameters(), *self._module.named_buffers())
+        }
 
     def __call__(
         self, params: Tensors, buffers: Tensors, batch: Batch, training: bool, seed: int
@@ -68,10 +71,8 @@ class Forward:
         loop = self._loop
         self._module.train(training)
         # The network writes to the buffers that it is given, and the dict has them afterwards.
-        tensors = params | {name: buffer.clone() for name, buffer in buffers.items()}
-        x = batch.x
-        args, kwargs = ((), x) if isinstance(x, dict) else (tuple(x) if isinstance(x, (tuple, list)) else (x,), {})
+        given = params | {name: buffer.clone() for name, buffer in buffers.items()}
+        tensors = {self._names[name]: tensor for name, tensor in given.items()}
         with seeded(seed), torch.autocast(loop.device.type, loop.autocast, enabled=loop.autocast is not None):
-            outputs = functional_call(self._module, tensors, args, kwargs)
-            loss = loop.loss(outputs, batch.y)
-        return loss, outputs, {name: tensors[name] for name in buffers}
+            loss, outputs = functional_call(self._module, tensors, (batch.x, batch.y))
+        return loss, outputs, {name: tensors[self._names[name]] for name in buffers}

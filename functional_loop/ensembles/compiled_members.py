@@ -53,7 +53,7 @@ class CompiledMembersStep(MembersStep):
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
         self._graphs = _graphs.setdefault(loop, {})
-        self._formulas = formulas(loop.optimizer, dict(self.network.module.named_parameters()))
+        self._formulas = formulas(loop.optimizer, loop.with_loss().params())
         self._values: tuple[Any, list[Group], Slots] = (None, [], ())
 
     def gradients(

@@ -31,8 +31,7 @@ class MembersStep:
     """
 
     def __init__(self, loop: Loop) -> None:
-        self.network = FunctionalNetwork(loop.template())
-        self.loss = loop.loss
+        self.network = FunctionalNetwork(loop.with_loss())
         self._optimizer = loop.optimizer
         self._updates: dict[int, MembersUpdate] = {}
         self._autocast = (loop.device.type, loop.autocast)
@@ -54,8 +53,8 @@ class MembersStep:
         return Gradients(losses.detach(), tree_detach(outputs), params, tree_detach(new_buffers), found)
 
     def _forward(self, leaves: Tensors, buffers: Tensors, x: Any, y: Any) -> tuple[Tensor, Any, Tensors]:
-        outputs, new_buffers = self.network(leaves, buffers, x, training=True)
-        return self.loss(outputs, y), outputs, new_buffers
+        loss: tuple[Tensor, Any, Tensors] = self.network.loss(leaves, buffers, x, y, training=True)
+        return loss
 
     def update(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         """New parameters and optimizer state of all members."""
@@ -68,7 +67,7 @@ class MembersStep:
         """Outputs of all members in evaluation mode, without a graph."""
 
         def forward(params: Tensors, buffers: Tensors, x: Any) -> Any:
-            return self.network(params, buffers, x, training=False)[0]
+            return self.network.outputs(params, buffers, x, training=False)[0]
 
         with torch.no_grad():
             return tree_detach(self._call(False, seeds, forward, params, buffers, x))

@@ -91,7 +91,7 @@ def _has_members(tree: Any) -> bool:
 def _why_slower(loop: Loop) -> str:
     if loop.device.type != "cpu":
         return ""
-    slow = next((part for part in loop.template().modules() if isinstance(part, _SLOW)), None)
+    slow = next((part for part in loop.with_loss().modules() if isinstance(part, _SLOW)), None)
     return f"{type(slow).__name__} of several members at once is slower on the CPU" if slow is not None else ""
 
 
@@ -104,7 +104,7 @@ def _trial(ctx: Context) -> str:
 
 
 def _try(ctx: Context) -> str:
-    if FunctionalNetwork(ctx.loop.template()).writes:
+    if FunctionalNetwork(ctx.loop.with_loss()).writes:
         return "the network writes to its parameters (max_norm)"
     ctx = evolve(ctx, epoch=max(ctx.epoch, 1), step=0)
     step, draws = MembersStep(ctx.loop), DrawWatch()

@@ -65,8 +65,8 @@ class CompiledStep(TracedStep):
 
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
-        module = self.network.module
-        tensors: Tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        whole = loop.with_loss()
+        tensors: Tensors = {**whole.params(), **whole.statistics()}
         self._layouts = {name: layout(tensor.detach().clone()) for name, tensor in tensors.items()}
         self._cases: list[Case] = []
         self._graphs: dict[Hashable, Compiled | None] = {}

@@ -46,9 +46,9 @@ class TracedStep(Step):
 
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
-        params: Tensors = dict(self.network.module.named_parameters())
-        buffers: Tensors = dict(self.network.module.named_buffers())
-        self._names, self._buffer_names = tuple(params), tuple(buffers)
+        whole = loop.with_loss()
+        params = whole.params()
+        self._names, self._buffer_names = tuple(params), tuple(whole.statistics())
         self._formulas = formulas(self.optimizer, params)
         self._shows_grads = bool(loop.hooks["batch_end"])
 
@@ -104,8 +104,7 @@ class TracedStep(Step):
             variables = self.leaves(params, case.trainable)
             # Without the cache of autocast, which would keep tensors of the trace.
             with torch.autocast(self.device_type, self.autocast_dtype, enabled, cache_enabled=False):
-                y_hats, buffers = self.network(variables, buffers, x, training=True)
-                loss = self.loss(y_hats, y)
+                loss, y_hats, buffers = self.network.loss(variables, buffers, x, y, training=True)
             wanted = [variables[name] for name in case.trainable]
             grads = traced_gradients(loss, wanted, case.trainable, case.with_grads)
         params |= {name: variables[name].detach() for name in self.network.writes}

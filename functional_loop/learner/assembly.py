@@ -81,12 +81,19 @@ def _as_loss(loss: Any, device: torch.device) -> Callable[[Any, Tensor], Tensor]
 
 
 def _checked_loss(loss: Callable[[Any, Tensor], Tensor], n_outputs: int) -> Callable[[Any, Tensor], Tensor]:
-    def checked(y_hats: Any, y: Tensor) -> Tensor:
+    def check(y_hats: Any, y: Tensor) -> None:
         shape, expected = list(first_output(y_hats).shape), [len(y), n_outputs]
         if shape != expected:
             raise ValueError(f"the network's output is of shape {shape}, and for this data it must be {expected}")
+
+    def checked(y_hats: Any, y: Tensor) -> Tensor:
+        check(y_hats, y)
         return loss(y_hats, y)
 
+    if isinstance(loss, nn.Module):
+        # The loop is to find its parameters.
+        loss.register_forward_pre_hook(lambda module, arguments: check(*arguments))
+        return loss
     return checked
 
 

@@ -15,6 +15,7 @@ from ..errors import StateDictError
 from ..export import to_module
 from ..identity import compare
 from ..loop import Loop, init, make_module
+from ..network import LOSS
 from ..plain import decode
 from ..rng import fold_in, seeded
 from ..state import StateDict, load_state_dict, state_dict
@@ -126,7 +127,8 @@ def _fill(module: nn.Module, final: StateDict) -> None:
     """Put the trained values into a module."""
     buffers = dict(module.named_buffers())
     places = {**module.state_dict(), **{name: buffers[name] for name in final["buffers"] if name in buffers}}
-    values = {**final["network"], **final["buffers"]}
+    own = {name: buffer for name, buffer in final["buffers"].items() if name in buffers or not name.startswith(LOSS)}
+    values = {**final["network"], **own}
     if differences := list(compare(_kinds(values), _kinds(places))):
         raise StateDictError("what was saved does not fit the network:", differences)
     for name, place in places.items():

@@ -85,8 +85,10 @@ def _complain(who: str, findings: list[str]) -> None:
 
 def _of_the_loop(loop: Loop) -> dict[str, Any]:
     """What can be reached through ``ctx.loop`` and written to."""
-    module = loop.template()
-    found: dict[str, Any] = {"ctx.loop.network": {**dict(module.named_parameters()), **dict(module.named_buffers())}}
+    parts = loop.with_loss().parts().items()
+    found: dict[str, Any] = {
+        f"ctx.loop.{role}": {**dict(part.named_parameters()), **dict(part.named_buffers())} for role, part in parts
+    }
     for name, source in (("train", loop.train), ("valid", loop.valid)):
         if isinstance(source, TensorSource):
             found |= {f"ctx.loop.{name}.x": source.x, f"ctx.loop.{name}.y": source.y}
