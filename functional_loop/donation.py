@@ -1,4 +1,4 @@
-"""Contexts that are used up: their tensors are written to, and whoever looks at them is told."""
+"""Contexts that are used up: their tensors are let go of, and a later look at them is an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Donated:
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise DonatedError(
-            f"this context ({object.__getattribute__(self, '_place')}) was donated to train_step, which has written to "
+            f"this context ({object.__getattribute__(self, '_place')}) was donated to train_step, which has let go of "
             "its tensors: go on with the context that train_step returned, or leave out donate=True to keep both"
         )
 

@@ -63,7 +63,7 @@ def train(ctx: Context, steps: int | None = None) -> Context:
         return train_members(ctx, steps)
     goal = math.inf if steps is None else ctx.global_step + steps
     walk = Walk(ctx, stop=goal)
-    # The walk may write to the tensors of a context that nobody else has.
+    # So that the walk can free the tensors of a context that nobody else has.
     del ctx
     with _entered(walk):
         while walk.advance() and not (walk.ctx.global_step == goal and walk.ctx.stage == "batch_end"):
@@ -80,9 +80,9 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
     Args:
         ctx: a context after ``epoch_begin`` or ``batch_end``.
         batch: a `Batch` or a pair ``(x, y)``; the network gets a copy.
-        donate: use ``ctx`` up: its tensors may be written to, which saves their memory and some time. Whoever looks at
-            it afterwards gets a `DonatedError`. What else shares its tensors (an earlier context, the state of a
-            callback) stays as it is.
+        donate: use ``ctx`` up: its tensors are let go of while they are copied, which saves their memory where nothing
+            else has them. A later look at it is a `DonatedError`. What shares its tensors (an earlier context, the
+            state of a callback, an array) stays as it is.
 
     Raises:
         ValueError: ``ctx`` is at another place in the loop, or its epoch has no batch left.

@@ -37,7 +37,7 @@ class Walk:
 
     @property
     def ctx(self) -> Context:
-        """The last boundary. If nobody else holds it, the tensors in it are written to on the way to the next one."""
+        """The last boundary."""
         return self._ctx if self._stretch is None else self._stretch.context()
 
     def advance(self) -> bool:
@@ -110,7 +110,7 @@ class Walk:
             assert self.stop is not None
             stop = self.stop
             self._stretch = kind(self._step, self._ctx)
-            # From here on the stretch has the state, and nobody else.
+            # Its tensors are to be freed as the stretch copies them.
             del self._ctx
             self._stretch.run(items, stop)
             self._ctx, done, self._stretch = self._stretch.context(), self._stretch.batches, None

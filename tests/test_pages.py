@@ -1,10 +1,13 @@
-"""Pages: a step with hooks writes into the memory of an earlier context, but only if nobody has any of that."""
+"""Steps with hooks: contexts stay what they were, and memory of large tensors is used again where nothing sees it."""
 
 from __future__ import annotations
 
 import copy
+import os
+import pickle
 import weakref
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.fast import pages
+from functional_loop.fast import mover, pages
 from tests.sample_loops import data, make_loop
 
 ADAM = {"default": {}, "fused": {"fused": True}, "amsgrad": {"amsgrad": True}}
@@ -21,6 +24,12 @@ OPTIMIZERS = {
     "SGD": fl.optimizer(torch.optim.SGD, lr=1e-4),
     "momentum": fl.optimizer(torch.optim.SGD, lr=1e-4, momentum=0.9, nesterov=True),
 }
+
+
+@pytest.fixture(autouse=True, params=[1, mover.LARGE], ids=["all are large", "none is large"])
+def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(mover, "LARGE", request.param)
+    return bool(request.param == 1)
 
 
 def loop_of(optimizer: str = "AdamW default", **changes: Any) -> fl.Loop:
@@ -53,7 +62,6 @@ HOLDERS: dict[str, tuple[Callable[[fl.Context], Any], Callable[[Any], Any]]] = {
     "an array": (lambda ctx: ctx.params["2.weight"].numpy(), torch.from_numpy),
     "a part of an array": (lambda ctx: ctx.params["2.weight"].numpy()[1], torch.from_numpy),
     "a storage": (lambda ctx: ctx.params["0.weight"].untyped_storage(), lambda kept: torch.tensor(list(kept)[:64])),
-    "a lazy clone": (lambda ctx: ctx.params["2.weight"]._lazy_clone(), lambda kept: kept),
     "a graph": (
         graph,
         lambda kept: torch.autograd.grad(
@@ -108,21 +116,57 @@ def test_steps_with_hooks_have_the_bits_of_steps_without(optimizer: str) -> None
     assert fl.tree_equal(alone.optimizer_state, looked_at.optimizer_state)
 
 
-def test_memory_comes_back_where_nobody_has_it() -> None:
-    places: list[tuple[int, ...]] = []
+def places_of(loop: fl.Loop) -> list[int]:
+    """Where the largest parameter of every context is, each context being dropped."""
+    places = []
+    contexts = fl.iterate(fl.init(loop))
+    for ctx in contexts:
+        if ctx.stage == "batch_end":
+            places.append(ctx.params["0.weight"].data_ptr())
+        del ctx
+    return places
 
-    def look(ctx: fl.Context) -> fl.Context:
-        places.append(tuple(tensor.data_ptr() for tensor in (*ctx.params.values(), *slot(ctx).values())))
-        return ctx
 
-    fl.train(fl.init(loop_of(callbacks=[fl.Callback("look", batch_end=look)])))
-    assert len(places) > 4
-    assert len(set(places)) == 2
+def test_memory_of_large_tensors_is_used_again_in_turns(large: bool) -> None:
+    if large:
+        places = places_of(loop_of())
+        assert len(places) == 10
+        assert places == places[:2] * 5
 
 
-def test_memory_does_not_come_back_where_it_cannot_be_told_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_can_tell", False)
+def test_memory_is_not_used_again_where_references_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_counts_references", False)
     test_what_a_hook_keeps_stays_as_it_was("the context", "default")
+
+
+def test_a_large_tensor_keeps_its_layout() -> None:
+    for tensor in (torch.randn(4, 6).t(), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.ones(7)):
+        for dtype in (torch.float32, torch.float64, torch.int64):
+            before = tensor.to(dtype, memory_format=torch.preserve_format)
+            copied = pages.Pages().copy(before)
+            assert copied.dtype is dtype
+            assert copied.stride() == before.stride()
+            assert torch.equal(copied, before)
+            assert copied.data_ptr() % 64 == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="another process shares nothing without fork")
+def test_a_process_that_is_forked_does_not_see_what_is_written_later() -> None:
+    own = pages.Pages()
+    tensor = own.copy(own.copy(torch.ones(3)))
+    (ready, go), (heard, say) = os.pipe(), os.pipe()
+    if (child := os.fork()) == 0:
+        os.read(ready, 1)
+        os.write(say, bytes([int(tensor.sum())]))
+        os._exit(0)
+    del tensor
+    for _ in range(4):
+        own.copy(torch.zeros(3))
+    os.write(go, b".")
+    assert os.read(heard, 1) == bytes([3])
+    os.waitpid(child, 0)
+    for end in (ready, go, heard, say):
+        os.close(end)
 
 
 def test_iterate_gives_contexts_that_stay_as_they_are() -> None:
@@ -144,31 +188,31 @@ def test_iterate_holds_on_to_no_context_that_it_has_passed() -> None:
 
 
 def test_what_another_process_may_see_stays_as_it_is() -> None:
-    places: list[int] = []
+    kept: list[tuple[Any, torch.Tensor]] = []
 
     def show(ctx: fl.Context) -> fl.Context:
         if ctx.global_step == 3:
-            ctx.params["0.weight"].share_memory_()
-        places.append(ctx.params["0.weight"].data_ptr())
+            # What another process would be given.
+            sent = pickle.loads(ForkingPickler.dumps(ctx.params["0.weight"]))
+            kept.append((sent, ctx.params["0.weight"].clone()))
         return ctx
 
     fl.train(fl.init(loop_of(callbacks=[fl.Callback("show", batch_end=show)])))
-    assert places.count(places[2]) == 1
-    assert len(set(places)) == 3 + 1
+    for theirs, before in kept:
+        assert theirs.is_shared()
+        assert torch.equal(theirs, before)
 
 
-def test_a_schedule_changes_what_moves_the_same_memory() -> None:
-    places, rates = set(), []
+def test_a_schedule_changes_what_moves_the_same_tensors() -> None:
+    rates = []
 
     def decay(ctx: fl.Context) -> fl.Context:
-        places.add(ctx.params["2.bias"].data_ptr())
         rates.append(ctx.optimizer_state["groups"][0]["lr"])
         return ctx.with_hyperparameters(lr=rates[-1] * 0.9)
 
     scheduled = loop_of(callbacks=[fl.Callback("decay", batch_end=decay)])
     end = fl.train(fl.init(scheduled))
     assert len(set(rates)) == len(rates)
-    assert len(places) == 2
     again = fl.init(scheduled)
     for _ in rates:
         # Every step by itself remembers nothing.

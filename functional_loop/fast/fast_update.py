@@ -12,10 +12,9 @@ from torch.optim import optimizer as torch_optimizer
 
 from ..borrowed import Borrowed, Closure, State, Tensors
 from .buckets import Buckets
-from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, Write, by_name, copied_counters
+from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, Write, copied_counters
 from .layouts import Layout, fit, is_contiguous, layout
 from .mover import Mover
-from .pages import Page
 
 
 @attrs.define(eq=False)
@@ -58,18 +57,15 @@ class FastUpdate:
 class FastGroup:
     """One parameter group: the layout of every parameter by name, its flags, its kernel and the slots of that.
 
-    What the last step made is remembered, because tensors that come back need no look at their layouts, and are in
-    columns already; and what the one before it made, because nobody may have it any more.
+    What moved the last step is remembered: tensors that come back as it made them need no look at their layouts, and
+    are in columns already.
     """
 
     layouts: dict[str, Layout]
     flags: Group
     kernel: Kernel
     contiguous: bool = attrs.field(init=False)
-    _last: Page | None = attrs.field(default=None, init=False)
-    """What the last step made."""
-    _spare: Page | None = attrs.field(default=None, init=False)
-    """What the step before it made."""
+    _last: Mover | None = attrs.field(default=None, init=False)
     _buckets: dict[tuple[tuple[str, ...], bool], Buckets] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -83,15 +79,17 @@ class FastGroup:
         own_grads = [grads[name] for name in names]
         if not self._fit(names, own_grads):
             return None
-        if (page := self._page(names, values, slots, params)) is None:
+        if (mover := self._mover(names, values, slots, params)) is None:
             return None
-        for write in page.mover.row(own_grads):
+        mover.renew()
+        for write in mover.row(own_grads):
             write()
-        self._last, self._spare = page, self._last
-        return page.params, _with_others(page.slots, slots)
+        self._last = mover
+        moved, made = mover.by_name()
+        return moved, with_others(made, slots)
 
     def mover(self, names: list[str], values: Group, columns: Columns, joins: bool = True) -> Mover:
-        """What moves `columns` over and over; those in which somebody else has tensors, after it is renewed."""
+        """What moves `columns` over and over."""
         keys = self.kernel.slots(values, self.flags)
         columns = [copied_counters(column) if key == "step" else column for key, column in zip(("", *keys), columns)]
         # Tensors side by side are moved by one step.
@@ -100,7 +98,7 @@ class FastGroup:
         if (key := (tuple(names), joins)) not in self._buckets:
             layouts = [self.layouts[name] for name in names]
             self._buckets[key] = Buckets(layouts) if joins else Buckets(layouts, most=0)
-        return Mover(self.kernel, self.flags, names, values, columns, self._buckets[key])
+        return Mover(self.kernel, self.flags, names, keys, values, columns, self._buckets[key])
 
     def row(self, mover: Mover, grads: Column) -> Sequence[Write] | None:
         """A step of ``mover`` with gradients that autograd made; ``None`` if one is sparse.
@@ -136,28 +134,17 @@ class FastGroup:
             return None
         return columns if self._all_fit(names, keys, columns) else None
 
-    def rows(self, names: list[str], values: Group, slots: State, columns: Columns) -> tuple[Tensors, State]:
-        """Parameters and slots by name: the inverse of `columns`."""
-        params, made = by_name(names, self.kernel.slots(values, self.flags), columns)
-        return params, _with_others(made, slots)
-
     def release(self) -> None:
-        self._last = self._spare = None
+        self._last = None
 
-    def _page(self, names: list[str], values: Group, slots: State, params: Tensors) -> Page | None:
-        """A page that nobody else has, of these parameters and slots; ``None`` where kernels will not do."""
-        keys = self.kernel.slots(values, self.flags)
-        last, spare, self._spare = self._last, self._spare, None
-        known = last is not None and last.is_for(names, keys) and last.is_of(params, slots)
-        if last is None or not known or not _are_numbers(values.values()):
+    def _mover(self, names: list[str], values: Group, slots: State, params: Tensors) -> Mover | None:
+        """What moves these parameters and slots; ``None`` where kernels will not do."""
+        last, keys = self._last, self.kernel.slots(values, self.flags)
+        if last is None or not last.has(names, keys, params, slots) or not _are_numbers(values.values()):
             columns = self.columns(names, values, slots, params)
-            return Page(self.mover(names, values, columns), keys) if columns is not None else None
-        if spare is None or not spare.is_like(last) or not spare.is_free():
-            return Page(self.mover(names, values, last.mover.columns()), keys)
-        spare.take(last)
-        if not spare.mover.has(values):
-            spare.mover.set(values)
-        return spare
+            return None if columns is None else self.mover(names, values, columns)
+        last.set(values)
+        return last
 
     def _all_fit(self, names: list[str], keys: tuple[str, ...], columns: Columns) -> bool:
         params, *slots = columns
@@ -209,7 +196,7 @@ def fast_update(
     )
 
 
-def _with_others(made: State, slots: State) -> State:
+def with_others(made: State, slots: State) -> State:
     """Slots by name, with those that the kernel knows nothing of."""
     if any(len(slots[name]) != len(row) for name, row in made.items() if name in slots):
         return {name: slots.get(name, {}) | row for name, row in made.items()}

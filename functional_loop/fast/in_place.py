@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import call, setitem
 from typing import Any, NamedTuple
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..context import Context
-from ..lending import lend, lend_tree
+from ..lending import clone_tree
 from ..rng import fold_in
 from ..step import Step, Tensors, backward
-from .fast_update import FastUpdate
+from .fast_update import FastUpdate, with_others
 from .kernels import Write
 from .mover import Mover
-from .stretch import Stretch, nobody_looks
+from .stretch import Item, Stretch, nobody_looks
 
 # Called with a function of no arguments.
 _call: Any = call
 
 
 class _Place(NamedTuple):
-    """What changes from batch to batch; the tensors are nobody else's."""
+    """What changes from batch to batch."""
 
     params: Tensors
     """Parameters that no mover has."""
@@ -41,7 +41,7 @@ class _Place(NamedTuple):
 
 
 class InPlaceStretch(Stretch):
-    """Trains on the tensors of a context that nobody else holds, or on copies where somebody does.
+    """Trains on copies of the tensors of a context, which leave it when nothing is written to them any more.
 
     What a step writes, it writes in one row of calls into torch that no signal can come between.
     """
@@ -52,9 +52,7 @@ class InPlaceStretch(Stretch):
         self._updater = step.updater
         self._values = ctx.optimizer_state["groups"]
         self._trainable = ctx.trainable
-        # What is lent is copied when it is written to, if the lender or anybody else still has it.
-        params = {name: lend(p) if name in ctx.trainable else p for name, p in ctx.params.items()}
-        slots = lend_tree(ctx.optimizer_state["slots"])
+        params, slots = dict(ctx.params), {name: dict(own) for name, own in ctx.optimizer_state["slots"].items()}
         self._place = [_Place(params, slots, [], ctx.buffers, ctx.last_loss, ctx.measures, ctx.data, 0)]
         self._order = list(params)
         self._leaves: Tensors = {}
@@ -84,6 +82,16 @@ class InPlaceStretch(Stretch):
             measures=place.measures,
             data=place.data,
         )
+
+    def run(self, items: Iterator[Item], stop: float) -> None:
+        # One by one, so that each original is freed at once where nothing else has the context.
+        params, slots = self._place[0].params, self._place[0].slots
+        for name in params.keys() & self._trainable:
+            params[name] = params[name].detach().clone()
+        for own in slots.values():
+            for key in own:
+                own[key] = clone_tree(own[key])
+        super().run(items, stop)
 
     def _train(self, batch: Batch, data: Any, probe: bool) -> None:
         place = self._place[0]
@@ -142,13 +150,12 @@ class InPlaceStretch(Stretch):
                 movers = []
                 break
             movers.append(group.mover(own, values, columns, joins))
-        # Whoever keeps a tensor here too would keep the memory of what it was.
-        for (group, values), mover in zip(groups, movers):
-            keys = group.kernel.slots(values, group.flags)
+        # A tensor that is kept here too would keep the memory of what it was.
+        for mover in movers:
             for name in mover.names:
                 del params[name]
-                if name in slots and keys:
-                    slots[name] = {key: value for key, value in slots[name].items() if key not in keys}
+                if name in slots and mover.keys:
+                    slots[name] = {key: value for key, value in slots[name].items() if key not in mover.keys}
         self._missing, self._joins = missing, joins
         indices = [[positions[name] for name in own] for own in names]
         everything = list(range(len(self._trainable)))
@@ -177,11 +184,11 @@ class InPlaceStretch(Stretch):
         self._leaves = {}
 
     def _merged(self, apart: bool = False) -> tuple[Tensors, dict[str, Any]]:
-        """All parameters, and the slots of all that have any, by name; each with its own memory if ``apart``."""
+        """All parameters, and the slots of all that have any, by name; each has memory of its own if ``apart``."""
         place = self._place[0]
         params, slots = dict(place.params), dict(place.slots)
-        for group, values, mover in zip(self._updater.groups, self._values, place.movers):
-            moved, made = group.rows(mover.names, values, slots, mover.columns(apart))
+        for mover in place.movers:
+            moved, made = mover.by_name(apart)
             params |= moved
-            slots |= made
+            slots |= with_others(made, slots)
         return {name: params[name] for name in self._order}, slots

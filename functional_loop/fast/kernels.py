@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..borrowed import State, Tensors
+from ..borrowed import State
 
 Group: TypeAlias = dict[str, Any]
 Column: TypeAlias = list[Tensor] | tuple[Tensor, ...]
@@ -176,21 +176,15 @@ def _sgd_fused(values: Group, flags: Group, columns: Columns) -> Move:
     return move
 
 
-class Shared(tuple[Tensor, ...]):
+class Shared(list[Tensor]):
     """A column that is one tensor over and over."""
 
 
 def copied_counters(steps: Column) -> Column:
     """Copies of counters: one for all parameters, where they have made the same number of steps."""
     if isinstance(steps, Shared) or len({step.item() for step in steps}) == 1:
-        return Shared((steps[0].clone(),) * len(steps))
+        return Shared([steps[0].clone()] * len(steps))
     return torch._foreach_clone(steps)
-
-
-def by_name(names: Sequence[str], keys: Sequence[str], columns: Columns) -> tuple[Tensors, State]:
-    """Parameters, and the slots ``keys``, by the names of the parameters; no slots where there are no keys."""
-    params, *slots = columns
-    return dict(zip(names, params)), {name: dict(zip(keys, row)) for name, row in zip(names, zip(*slots))}
 
 
 def _scratch(column: Column) -> list[Tensor]:
