@@ -129,6 +129,8 @@ class BatchSource(ABC):
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
         """Batches ``start + 1``, ``start + 2``, … of ``epoch``, each with the state of the source after it.
 
+        The tensors of a batch are given away: the source writes to them no more.
+
         Args:
             seed: the seed of the run.
             epoch: 1, 2, …

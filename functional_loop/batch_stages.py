@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import measures
-from .batch import Batch, to_device
+from .batch import Batch, copied, to_device
 from .context import Context, after, first_output
 from .errors import noting
 from .record import did_you_mean, evolve
@@ -14,6 +14,7 @@ from .rng import fold_in
 from .step import StepInputs
 
 if TYPE_CHECKING:
+    from .loop import Loop
     from .stages import Hook
     from .step import Gradients, Step, Tensors
 
@@ -131,8 +132,9 @@ def _compiled(step: Any, draft: Draft, probe: bool) -> None:
     """All that `_in_parts` does, in one graph."""
     seed = fold_in(draft["seed"], "step", draft["global_step"])
     with noting(lambda: f"in the compiled step, between 'batch_begin' and 'batch_end' ({place_of(draft)})"):
-        names = ("params", "buffers", "trainable", "batch", "optimizer_state")
-        given = StepInputs(**{name: draft[name] for name in names}, seed=seed, probe=probe)
+        names = ("params", "buffers", "trainable", "optimizer_state")
+        batch = for_network(draft["batch"], draft["loop"], "batch_begin")
+        given = StepInputs(**{name: draft[name] for name in names}, batch=batch, seed=seed, probe=probe)
         found, optimizer_state = step.whole(given)
     draft.changes.update(
         params=found.params,
@@ -143,6 +145,11 @@ def _compiled(step: Any, draft: Draft, probe: bool) -> None:
         optimizer_state=optimizer_state,
         measures=_measure(draft, found.y_hats),
     )
+
+
+def for_network(batch: Batch, loop: Loop, stage: str) -> Batch:
+    """The batch, or a copy where hooks of ``stage`` may have kept it: a network may write to its input."""
+    return copied(batch) if loop.hooks[stage] else batch
 
 
 def pass_over(ctx: Context, data: Any) -> Context:
@@ -190,7 +197,8 @@ class Draft:
 def _gradients(step: Step, draft: Draft, params: Tensors, buffers: Tensors, probe: bool = False) -> Gradients:
     seed = fold_in(draft["seed"], "step", draft["global_step"])
     with noting(lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({place_of(draft)})"):
-        return step.gradients(params, buffers, draft["trainable"], draft["batch"], seed, probe)
+        batch = for_network(draft["batch"], draft["loop"], "batch_begin")
+        return step.gradients(params, buffers, draft["trainable"], batch, seed, probe)
 
 
 def _check_grads(grads: Any, params: Tensors) -> None:
@@ -247,7 +255,7 @@ def _valid_batch(step: Step, ctx: Context, batch: Batch, seeds: bool) -> Context
         ctx = evolve(ctx, measures={**ctx.measures, "valid": measures.start(loop.measures_valid)})
     ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
     ctx = run_hooks_of("batch_valid_begin", ctx, seeds)
-    y_hats = evaluate(step, ctx, ctx.batch.x)
+    y_hats = evaluate(step, ctx, for_network(ctx.batch, loop, "batch_valid_begin").x)
     running = ctx.measures["valid"]
     with noting(lambda: f"in the validation scores ({place_of(ctx)})"):
         running = measures.accumulate(loop.measures_valid, running, first_output(y_hats), ctx.batch.y)

@@ -47,8 +47,9 @@ class BatchMaker(Dataset[Batch]):
     def _collate(self, rows: list[Any]) -> Batch:
         item = (self.collate_fn or default_collate)(rows)
         batch = as_batch(self.to_batch(item) if self.to_batch else item)
-        # Only the default is known to copy; a network may write to its input, but never to the dataset.
-        return batch if self.collate_fn is None else copied(batch)
+        # Only the default is known to copy. What else makes a batch may give the dataset's own tensors, to which a
+        # network must not write, or one buffer that it fills again and again.
+        return batch if self.collate_fn is None and self.to_batch is None else copied(batch)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class LoaderSource(BatchSource):
 
     def _batch(self, item: Any) -> Batch:
         batch = as_batch(self.to_batch(item) if self.to_batch else item)
-        return batch if _makes_copies(self.loader) else copied(batch)
+        return batch if self.to_batch is None and _makes_copies(self.loader) else copied(batch)
 
 
 @attrs.frozen(eq=False)
@@ -183,8 +183,9 @@ def _length(sized: Any) -> int | None:
 
 
 def _makes_copies(loader: Any) -> bool:
-    """Whether batches are known not to be the loader's own tensors, which a network may not write to."""
-    return isinstance(loader, DataLoader) and (loader.collate_fn is default_collate or loader.num_workers > 0)
+    """Whether batches are known to be new tensors. Others may be the dataset's own, or a buffer that is filled again,
+    and workers share them."""
+    return isinstance(loader, DataLoader) and loader.collate_fn is default_collate
 
 
 def _warn_of_replay(start: int) -> None:

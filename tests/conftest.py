@@ -22,6 +22,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("long", settings.get_profile("short"), max_examples=2000)
+settings.register_profile("few", settings.get_profile("short"), max_examples=5)
 settings.load_profile("short")
 
 

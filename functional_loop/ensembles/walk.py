@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import measures
 from ..batch import Batch, to_device
+from ..batch_stages import for_network
 from ..context import Context, after, first_output
 from ..errors import noting
 from ..measures import Measure
@@ -163,8 +164,9 @@ def train_batch(step: MembersStep, ctx: Context, batch: Batch, last: bool) -> Co
     loop = ctx.loop
     counted = {"step": ctx.step + 1, "global_step": ctx.global_step + 1}
     ctx = run_member_hooks("batch_begin", evolve(ctx, batch=to_device(batch, loop.device), **counted))
+    batch = for_network(ctx.batch, loop, "batch_begin")
     with noting(lambda: f"in the network or the loss, of an ensemble (epoch {ctx.epoch}, step {ctx.step})"):
-        found = step.gradients(ctx.params, ctx.buffers, ctx.trainable, ctx.batch, _step_seeds(ctx))
+        found = step.gradients(ctx.params, ctx.buffers, ctx.trainable, batch, _step_seeds(ctx))
     position = (ctx.step - 1) % loop.accumulate + 1
     updates = last or position == loop.accumulate
     sums = found.grads if position == 1 else _add(ctx, found.grads)
@@ -207,7 +209,7 @@ def _valid_batches(step: MembersStep, ctx: Context) -> Iterator[Context]:
     for batch, _ in fetch_members(source, member_seeds(ctx), ctx.epoch, ctx.step_valid, states):
         ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
         ctx = run_member_hooks("batch_valid_begin", ctx)
-        y_hats = evaluate_members(step, ctx, ctx.batch.x)
+        y_hats = evaluate_members(step, ctx, for_network(ctx.batch, loop, "batch_valid_begin").x)
         measured = _measured("valid", loop.measures_valid, ctx, y_hats)
         ctx = run_stage("batch_valid_end", evolve(ctx, y_hats=y_hats, measures=measured))
         yield ctx
