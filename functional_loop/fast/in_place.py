@@ -84,8 +84,8 @@ class InPlaceStretch(Stretch):
         )
 
     def run(self, items: Iterator[Item], stop: float) -> None:
-        # One by one, so that each original is freed at once where nothing else has the context. The network has those of
-        # its last call.
+        # One by one, so that each original is freed at once where nothing else has the context. The network has those
+        # of its last call.
         self._step.network.release()
         params, slots = self._place[0].params, self._place[0].slots
         for name in params.keys() & self._trainable:

@@ -373,6 +373,20 @@ def callbacks(held: Held, looked_at: str) -> list[fl.Callback]:
     return [fl.Callback("held", **hooks), *([ema(0.5)] if looked_at == "batches" else [])] if hooks else []
 
 
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("field", ["batch.x", "batch.y"])
+def test_a_batch_that_was_seen_stays(source: str, field: str) -> None:
+    """Neither the loader nor the network, which writes to its input, writes to it."""
+    held = Held(field, "a tensor", every=1)
+    looking = callbacks(held, "batches")
+    valid, optimizer = SOURCES[source](), OPTIMIZERS["SGD"]()
+    train = SOURCES[source]()
+    loss: Any = nn.functional.mse_loss
+    fl.train(fl.init(fl.Loop(lambda: Views(True), loss, optimizer, train, valid=valid, epochs=2, callbacks=looking)))
+    assert len(held.kept) > 20
+    held.check()
+
+
 def test_it_holds_where_freed_memory_is_overwritten() -> None:
     """One run of the law in a process that fills freed memory with a pattern."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=few", __file__]
