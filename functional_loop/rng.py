@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
+
+from .draws import put_back, reseed, states
 
 _MASK = 0xFFFFFFFF
 
@@ -77,19 +78,13 @@ def seeded(seed: int) -> Iterator[None]:
     """
     if not 0 <= seed <= _MASK:
         raise ValueError(f"a seed is from 0 to 2**32 - 1, not {seed}; fold_in(seed, stream) makes one of any integer")
-    numpy = sys.modules.get("numpy")
     with torch_seeded(seed):
-        python_state = random.getstate()
-        numpy_state = numpy.random.get_state(legacy=False) if numpy is not None else None
-        random.seed(seed)
-        if numpy is not None:
-            numpy.random.seed(seed)
+        before = states()
+        reseed(seed)
         try:
             yield
         finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)
+            put_back(before)
 
 
 generators_lock = threading.RLock()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 from weakref import WeakSet
 
 import torch
 
-from .draws import DrawWatch
+from .draws import DrawWatch, is_costly, put_back, reseed, states
 from .rng import generators_lock, seeded, torch_generators, torch_seeded
 
 R = TypeVar("R")
@@ -31,16 +32,20 @@ class Seeding:
         self._repeats = repeats
         self._watch = DrawWatch()
         self._held: tuple[torch.Generator, ...] = ()
+        self._holds_all = False
 
     def __reduce__(self) -> tuple[type[Seeding], tuple[bool, bool]]:
         return Seeding, (self.everything, self._repeats)
 
     def call(self, function: Callable[[], R], seed: int) -> R:
         """What ``function()`` returns, where all that it draws is a function of ``seed``."""
-        if self._held and not self.everything:
+        if self._held and (self._holds_all or not self.everything):
             with generators_lock:
                 for generator in self._held:
                     generator.manual_seed(seed)
+                if self._holds_all:
+                    reseed(seed)
+                    return function()
                 # If it is undone, it was the function that drew, or somebody else between two calls.
                 if done := self._attempt(function):
                     return done[0]
@@ -71,24 +76,29 @@ class Seeding:
     def held(self) -> Iterator[None]:
         """A region in which torch's generators are seeded by every call, and put back at the end only.
 
-        That saves a tenth of a small network's step. Nobody else should draw from them between the calls.
+        That saves a tenth of a small network's step. Nobody else should draw from them between the calls. Where the
+        function draws from numpy and `random` too, or looking whether it does is costly, so it is with those.
         """
         run = _Run()
         try:
+            self._holds_all = self.everything or is_costly()
             with generators_lock:
                 if not _runs:
-                    _before[:] = [(generator, generator.get_state()) for generator in torch_generators()]
+                    _before.clear()
+                    _before.update({g: partial(g.set_state, g.get_state()) for g in torch_generators()})
+                if self._holds_all and None not in _before:
+                    _before[None] = partial(put_back, states())
                 _runs.add(run)
             self._watch.look()
             self._held = torch_generators()
             yield
         finally:
-            self._held = ()
+            self._held, self._holds_all = (), False
             with generators_lock:
                 _runs.discard(run)
                 if not _runs:
-                    for generator, state in _before:
-                        generator.set_state(state)
+                    for set_back in _before.values():
+                        set_back()
                     _before.clear()
 
 
@@ -99,4 +109,5 @@ class _Run:
 _runs: WeakSet[_Run] = WeakSet()
 """Who holds the generators, in whatever thread: the last to let go puts them back as the first has found them. One that
 an interrupt kept from letting go is gone with its frame."""
-_before: list[tuple[torch.Generator, torch.Tensor]] = []
+_before: dict[torch.Generator | None, Callable[[], object]] = {}
+"""What puts back a generator of torch, or (``None``) those of numpy and `random`."""
