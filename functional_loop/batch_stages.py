@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import measures
 from .batch import Batch, copied, to_device
 from .context import Context, after, first_output
-from .errors import noting
+from .errors import add_note, noting
 from .record import did_you_mean, evolve
 from .rng import fold_in
 from .step import StepInputs
@@ -60,7 +60,7 @@ def run_unseeded(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
         if not isinstance(result, Context):
             raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
     except BaseException as error:
-        error.add_note(f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})")
+        add_note(error, f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})")
         raise
     return result
 

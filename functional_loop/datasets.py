@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import attrs
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .batch import Batch, as_batch, copied
+from .errors import region
 from .indexed import IndexedSource, checked_order
 from .record import evolve
 from .rng import fold_in
@@ -52,8 +52,8 @@ class BatchMaker(Dataset[Batch]):
         return batch if self.collate_fn is None and self.to_batch is None else copied(batch)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
+@region
+def _one_thread() -> Generator[None]:
     """Torch on one thread, as in a worker: the sums of several threads are rounded in another order."""
     threads = torch.get_num_threads()
     if threads == 1:

@@ -33,8 +33,8 @@ class DrawWatch:
     def has_moved(self) -> bool:
         """Whether anything was drawn since `look`."""
         if self._reading is not None:
-            return _read() != self._reading
-        return _comparable(states()) != _comparable(self._states)
+            return bool(_read() != self._reading)
+        return bool(_comparable(states()) != _comparable(self._states))
 
     def put_back(self) -> bool:
         """Put the states back as `look` found them, if anything was drawn since; whether anything was."""
@@ -105,12 +105,11 @@ def _find_numpy(numpy: Any, generator: Any) -> tuple[Any, Any]:
     """The state of numpy's global generator as words, the key and the position in it; and the normal number that it
     keeps, as whether there is one, and the number. ``None`` for both where a trial finds another layout.
     """
-    owner = getattr(numpy.random.get_state, "__self__", None)
+    owner: Any = getattr(numpy.random.get_state, "__self__", None)
     if type(generator) is not numpy.random.MT19937 or type(owner) is not numpy.random.RandomState:
         return None, None
-    own = numpy.random.MT19937(1)
-    trial = numpy.random.RandomState(own)
-    words = _numpy_words(own)
+    own = type(generator)(1)
+    trial, words = type(owner)(own), _numpy_words(own)
     trial.standard_normal()
     state = trial.get_state(legacy=False)
     kept = ctypes.string_at(id(trial), type(trial).__basicsize__).find(struct.pack("=d", state["gauss"])) - 8

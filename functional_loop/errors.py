@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from .context import Context
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _ATTRIBUTE = "_functional_loop_context"
 
@@ -50,6 +56,41 @@ class PurityError(FunctionalLoopError):
         super().__init__("\n".join([f"{who} is not pure: it {first}", *(f"  - and it {line}" for line in others)]))
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """`BaseException.add_note`, also for an error of a class that refuses attributes, as frozen classes do; it can't
+    fail.
+
+    >>> class Frozen(Exception):
+    ...     def __setattr__(self, name, value):
+    ...         raise AttributeError(name)
+    >>> error = Frozen()
+    >>> add_note(error, "in callback 'ema'")
+    >>> error.__notes__
+    ["in callback 'ema'"]
+    """
+    try:
+        BaseException.add_note(error, note)
+    except Exception:
+        # Past the class's own __setattr__. What can't be noted in this way either can't be told.
+        with suppress(Exception):
+            object.__setattr__(error, "__notes__", [*notes_of(error), note])
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """The notes of ``error``."""
+    notes = _attribute(error, "__notes__")
+    return list(map(str, notes)) if isinstance(notes, (list, tuple)) else []
+
+
+def told(error: BaseException) -> str:
+    """The error and its notes in one line, also for a class whose ``repr`` fails."""
+    try:
+        text = repr(error)
+    except Exception:
+        text = type(error).__name__
+    return ", ".join([text, "; ".join(notes_of(error))])
+
+
 class noting:  # noqa: N801  (a context manager, named like a function)
     """A region whose errors gain a note; what it says is a function, called only when there is an error."""
 
@@ -62,13 +103,59 @@ class noting:  # noqa: N801  (a context manager, named like a function)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            error.add_note(self._say())
+            add_note(error, self._say())
+
+
+def region(function: Callable[P, Generator[T]]) -> Callable[P, Region[T]]:
+    """`contextlib.contextmanager` for regions that errors of any class pass: that one assigns to an attribute of the
+    error, which a frozen dataclass answers with an error of its own. No error is suppressed.
+
+    >>> @region
+    ... def tidying():
+    ...     try:
+    ...         yield "tools"
+    ...     finally:
+    ...         print("tidy")
+    >>> with tidying() as found:
+    ...     print(found)
+    tools
+    tidy
+    """
+
+    @functools.wraps(function)
+    def enter(*args: P.args, **kwargs: P.kwargs) -> Region[T]:
+        return Region(function(*args, **kwargs))
+
+    return enter
+
+
+class Region(Generic[T]):
+    """What a function decorated by `region` returns: a context manager for one use."""
+
+    def __init__(self, parts: Generator[T]) -> None:
+        self._parts = parts
+
+    def __enter__(self) -> T:
+        return next(self._parts)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            next(self._parts, None)
+            return
+        try:
+            self._parts.throw(error)
+        except BaseException as raised:
+            # A generator makes a RuntimeError of a StopIteration that leaves it.
+            if raised is not error and not (isinstance(error, StopIteration) and raised.__cause__ is error):
+                raise
+            BaseException.with_traceback(error, trace)
 
 
 def attach_context(error: BaseException, ctx: Context) -> None:
     """Let ``error`` carry ``ctx``; an error that carries one already keeps it."""
     if context_of(error) is None:
-        setattr(error, _ATTRIBUTE, ctx)
+        # Past a __setattr__ of its class, which may refuse.
+        object.__setattr__(error, _ATTRIBUTE, ctx)
 
 
 def context_of(error: BaseException) -> Context | None:
@@ -79,4 +166,13 @@ def context_of(error: BaseException) -> Context | None:
     >>> context_of(ValueError("raised somewhere else")) is None
     True
     """
-    return getattr(error, _ATTRIBUTE, None)
+    ctx: Context | None = _attribute(error, _ATTRIBUTE)
+    return ctx
+
+
+def _attribute(error: BaseException, name: str) -> Any:
+    """An attribute of ``error``, past a ``__getattr__`` of its class, which may answer to any name."""
+    try:
+        return object.__getattribute__(error, name)
+    except AttributeError:
+        return None

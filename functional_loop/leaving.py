@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from .batch_stages import run_hook
 from .context import Context
-from .errors import attach_context
+from .errors import add_note, attach_context, told
 from .stages import Hook
 
 Call = tuple[str, Hook, Context]
@@ -46,4 +46,4 @@ def run_exit(ctx: Context, reason: BaseException | None, calls: Iterable[Call] |
 
 def _add_notes(error: BaseException, failures: list[BaseException]) -> None:
     for failure in failures:
-        error.add_note(f"an exit hook failed as well: {failure!r}, {'; '.join(failure.__notes__)}")
+        add_note(error, f"an exit hook failed as well: {told(failure)}")

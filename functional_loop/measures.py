@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import torch
 
-from .errors import noting
+from .errors import add_note, noting
 from .record import tree_map
 
 
@@ -129,9 +129,10 @@ def _concatenate(leaves: Sequence[Any], axis: int) -> Any:
     try:
         return torch.cat(leaves, axis)  # type: ignore[arg-type]
     except RuntimeError as error:
-        error.add_note(
+        add_note(
+            error,
             "the predictions or targets of several batches can't be joined along their first axis, as a whole-epoch "
-            "measure needs: use measure(id, init=..., update=..., compute=...)"
+            "measure needs: use measure(id, init=..., update=..., compute=...)",
         )
         raise
 

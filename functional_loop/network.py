@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .errors import add_note
+
 Tensors = dict[str, Tensor]
 Loss = Callable[[Any, Any], Any]
 
@@ -228,10 +230,11 @@ def private_copy(module: nn.Module, role: str = "network", memo: dict[int, Any] 
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
-        error.add_note(
+        add_note(
+            error,
             f"the {role} ({type(module).__name__}) can't be copied, which the loop needs in order not to write to "
             "yours. A tensor that is an attribute but neither parameter nor buffer is a common reason: the old "
-            "torch.nn.utils.weight_norm makes one, torch.nn.utils.parametrizations.weight_norm does not"
+            "torch.nn.utils.weight_norm makes one, torch.nn.utils.parametrizations.weight_norm does not",
         )
         raise
 

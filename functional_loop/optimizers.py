@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .borrowed import Borrowed, Closure, State, Tensors, Updater, copied, fill, is_number, numbers_of, without_params
-from .errors import StateDictError
+from .errors import StateDictError, add_note
 from .fast.fast_update import fast_update
 from .patterns import Patterns, check_patterns, select
 from .record import did_you_mean
@@ -229,7 +229,7 @@ class Optimizer:
         try:
             instance = self.cls(groups, **copied(self.hyperparameters))
         except ValueError as error:
-            error.add_note(f"{self.cls.__name__} was given {names}; optimizer(..., params=patterns) chooses")
+            add_note(error, f"{self.cls.__name__} was given {names}; optimizer(..., params=patterns) chooses")
             raise
         on_cpu = [name for name in self.covers(params) if params[name].is_cpu]
         if on_cpu and any(group.get("capturable") for group in instance.param_groups):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from functools import lru_cache
 
 import torch
 
 from .draws import put_back, reseed, states
+from .errors import region
 
 _MASK = 0xFFFFFFFF
 
@@ -61,8 +60,8 @@ def _mix(x: int) -> int:
     return x ^ (x >> 16)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
+@region
+def seeded(seed: int) -> Generator[None]:
     """A region in which torch (CPU, and CUDA where it is in use), numpy and `random` start from ``seed``.
 
     The states from before are put back at the end, also after an error.
@@ -70,6 +69,7 @@ def seeded(seed: int) -> Iterator[None]:
     Raises:
         ValueError: ``seed`` is not from 0 to 2**32 - 1, as `fold_in` makes them.
 
+    >>> import random
     >>> def draw():
     ...     with seeded(fold_in(0, "augmentation", 3)):
     ...         return torch.rand(()).item(), random.random()

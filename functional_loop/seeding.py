@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import TypeVar
 from weakref import WeakSet
@@ -11,6 +10,7 @@ from weakref import WeakSet
 import torch
 
 from .draws import DrawWatch, is_costly, put_back, reseed, states
+from .errors import region
 from .rng import generators_lock, seeded, torch_generators, torch_seeded
 
 R = TypeVar("R")
@@ -72,8 +72,8 @@ class Seeding:
             raise
         return () if self._watch.put_back() and self._repeats else (result,)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    @region
+    def held(self) -> Generator[None]:
         """A region in which torch's generators are seeded by every call, and put back at the end only.
 
         That saves a tenth of a small network's step. Nobody else should draw from them between the calls. Where the

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any
 
 from .batch import Batch, as_batch, copied
@@ -12,7 +11,7 @@ from .batch_stages import pass_over, train_batch
 from .context import Context, check_boundary
 from .donation import give_back, take
 from .ensembles.training import iterate_members, train_members
-from .errors import attach_context
+from .errors import attach_context, region
 from .fast.in_place import InPlaceStretch
 from .leaving import run_exit, run_resume
 from .step import Step, autocast_off
@@ -147,8 +146,8 @@ def _contexts(ctx: Context) -> Generator[Context]:
             yield walk.ctx
 
 
-@contextmanager
-def _entered(walk: Walk) -> Iterator[None]:
+@region
+def _entered(walk: Walk) -> Generator[None]:
     """A run: it ends with the ``exit`` hooks, and its errors carry the last boundary."""
     try:
         walk.open()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Generator
 from typing import Any
 
+import attrs
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import functional_loop as fl
+from functional_loop.errors import notes_of as notes_of_error
+from functional_loop.errors import region
 from functional_loop.stages import BOUNDARIES
 from tests.sample_loops import data, full_loop, make_loop, raising, recorder
 
@@ -321,3 +326,147 @@ def test_state_dict_errors_list_their_differences() -> None:
     assert isinstance(error, ValueError)
     assert isinstance(error, fl.FunctionalLoopError)
     assert issubclass(fl.CheckpointError, fl.FunctionalLoopError)
+
+
+@attrs.frozen
+class FrozenByAttrs(Exception):  # noqa: N818
+    code: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenByDataclasses(Exception):  # noqa: N818
+    code: int = 3
+
+
+class Slotted(Exception):  # noqa: N818
+    __slots__ = ()
+
+
+class Refusing(Exception):  # noqa: N818
+    """Refuses to be written to, says that it has any attribute, and can't be shown."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"no {name} here")
+
+    def __getattr__(self, name: str) -> str:
+        return "anything"
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+class WithoutNotes(Exception):  # noqa: N818
+    __notes__ = ("it is a tuple",)  # type: ignore[assignment]
+
+    def add_note(self, note: str) -> None:
+        raise TypeError(note)
+
+
+class WithNotesOfItsOwn(Exception):  # noqa: N818
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        return ["written here"]
+
+
+class Unwilling(BaseException):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+UNWILLING = [FrozenByAttrs, FrozenByDataclasses, Slotted, Refusing, WithoutNotes, WithNotesOfItsOwn, Unwilling]
+
+
+@pytest.mark.parametrize("kind", UNWILLING)
+@pytest.mark.parametrize("stage", ["begin", "batch_end", "batch_valid_end", "epoch_end", "exit"])
+@pytest.mark.parametrize("by", ["train", "iterate"])
+def test_an_error_that_refuses_attributes_is_as_any_other(kind: type[BaseException], stage: str, by: str) -> None:
+    def fail(ctx: fl.Context) -> fl.Context:
+        raise kind()
+
+    left: list[str] = []
+
+    def leaves(name: str) -> fl.Callback:
+        return fl.Callback(name, exit=lambda ctx: (left.append(name), ctx)[1])
+
+    loop = full_loop()
+    loop = fl.evolve(
+        loop, callbacks=[*loop.callbacks, leaves("a"), fl.Callback("faulty", **{stage: fail}), leaves("b")]
+    )
+    with pytest.raises(kind) as caught:
+        fl.train(fl.init(loop)) if by == "train" else list(fl.iterate(fl.init(loop)))
+    assert type(caught.value) is kind
+    assert left == ["a", "b"]
+    boundary_of(caught.value)
+    if kind is not WithNotesOfItsOwn:
+        assert any(f"in callback 'faulty' at stage '{stage}'" in note for note in notes_of_error(caught.value))
+    assert fl.context_of(kind()) is None
+
+
+@pytest.mark.parametrize("kind", UNWILLING)
+@pytest.mark.parametrize("where", ["network", "loss", "data", "drawing network", "failing exit"])
+def test_so_it_is_wherever_it_comes_from(kind: type[BaseException], where: str) -> None:
+    class Failing(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if where == "drawing network":
+                np.random.rand()
+            if "network" in where:
+                raise kind()
+            return super().forward(x)
+
+    class Rows:
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, row: int) -> Any:
+            if where == "data":
+                raise kind()
+            return X[row], Y[row]
+
+    def loss(y_hat: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if where == "loss":
+            raise kind()
+        return y_hat.square().mean()
+
+    def fail(ctx: fl.Context) -> fl.Context:
+        raise kind()
+
+    left: list[int] = []
+    exits = [fl.Callback("left", exit=lambda ctx: (left.append(1), ctx)[1])]
+    if where == "failing exit":
+        exits = [fl.Callback("c", exit=fail), *exits, fl.Callback("d", exit=fail), fl.Callback("e", batch_end=fail)]
+    loop = fl.Loop(
+        lambda: Failing(X.shape[1], 2),
+        loss,
+        fl.optimizer(torch.optim.SGD, lr=0.1),
+        fl.batches(Rows(), batch_size=4),
+        epochs=1,
+        callbacks=exits,
+    )
+    with pytest.raises(kind) as caught:
+        fl.train(fl.init(loop))
+    assert type(caught.value) is kind
+    assert left == [1]
+    assert boundary_of(caught.value).stage == "epoch_begin"
+
+
+def test_a_region_is_left_as_a_context_manager_is() -> None:
+    events: list[str] = []
+
+    @region
+    def tidying() -> Generator[int]:
+        try:
+            yield 1
+        except ValueError as error:
+            events.append(f"saw {error}")
+            raise TypeError("instead") from error
+        finally:
+            events.append("tidied")
+
+    with tidying() as found:
+        events.append(str(found))
+    with pytest.raises(TypeError, match="instead"), tidying():
+        raise ValueError("no")
+    for kind in (KeyError, StopIteration, GeneratorExit, FrozenByDataclasses):
+        with pytest.raises(kind), tidying():
+            raise kind()
+    assert events == ["1", "tidied", "saw no", "tidied", *["tidied"] * 4]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..context import Context
 from ..disk.lock import NAME as LOCK
-from ..errors import CheckpointError, StateDictError, context_of
+from ..errors import CheckpointError, StateDictError, add_note, context_of
 from ..loop import Loop
 from ..resuming import resume
 from ..signals import Signals
@@ -153,9 +153,9 @@ class Run:
         if (ctx := context_of(error)) is not None:
             try:
                 path = self.store.save(ctx)
-                error.add_note(f"the state before the error, after {_place(ctx)}, was saved to {path}")
+                add_note(error, f"the state before the error, after {_place(ctx)}, was saved to {path}")
             except Exception as failure:
-                error.add_note(f"the state before the error could not be saved: {failure!r}")
+                add_note(error, f"the state before the error could not be saved: {failure!r}")
         traceback.print_exception(error)
         print(f"Training failed. When the reason is mended, continue with:\n  {self.command}", file=sys.stderr)
         return 1

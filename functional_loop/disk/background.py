@@ -10,6 +10,8 @@ from typing import Any
 
 import attrs
 
+from ..errors import add_note
+
 
 @attrs.define(eq=False)
 class _Outcome:
@@ -28,7 +30,7 @@ class _Outcome:
     def report(self) -> None:
         """Nobody has asked, and nobody can any more."""
         if (error := self.error) is not None:
-            error.add_note("it happened in the background, and nobody waited for the result")
+            add_note(error, "it happened in the background, and nobody waited for the result")
             sys.excepthook(type(error), error, error.__traceback__)
 
 

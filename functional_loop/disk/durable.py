@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
+
+from ..errors import add_note, region
 
 Write: TypeAlias = Callable[[bytes | memoryview], None]
 
@@ -27,23 +29,24 @@ _ADVICE = {
 }
 
 
-@contextmanager
-def explaining(path: Path) -> Iterator[None]:
+@region
+def explaining(path: Path) -> Generator[None]:
     """An error of the operating system says what was being saved, and what can be done."""
     try:
         yield
     except BaseException as error:
         advice = _ADVICE.get(error.errno or 0) if isinstance(error, OSError) else None
-        error.add_note(f"while saving {path}" + (f": {advice}" if advice else ""))
+        add_note(error, f"while saving {path}" + (f": {advice}" if advice else ""))
         if isinstance(error, OSError):
-            error.add_note(
-                "what was saved before is unharmed; in training, context_of(error) has the state, to be saved elsewhere"
+            add_note(
+                error,
+                "what was saved before is unharmed; in training, context_of(error) has the state, to save elsewhere",
             )
         raise
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Write]:
+@region
+def replacing(path: Path) -> Generator[Write]:
     """A function that writes bytes to what takes the place of the file ``path``: when it is complete and on the disk.
 
     If anything fails, the file is what it was before, and nothing is left behind.

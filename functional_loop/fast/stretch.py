@@ -11,6 +11,7 @@ import torch
 from .. import measures
 from ..batch import Batch, to_device
 from ..context import Context, after, first_output
+from ..errors import add_note
 from ..lending import lend_tree
 from ..network import tree_detach
 from ..record import evolve
@@ -60,7 +61,7 @@ class Stretch(ABC):
                     probe = False
         except BaseException as error:
             place = f"epoch {self._start.epoch}, step {self._start.step + self.batches + 1}"
-            error.add_note(f"{self._doing} ({place})")
+            add_note(error, f"{self._doing} ({place})")
             raise
 
     def _context(self, batches: int, **changes: Any) -> Context:

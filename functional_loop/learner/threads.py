@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any
 
 import torch
 
+from ..errors import region
 from .arrays import checked_integer
 
 
-@contextmanager
-def threads(number: Any) -> Iterator[None]:
+@region
+def threads(number: Any) -> Generator[None]:
     """A region in which torch uses ``number`` threads; ``None`` for as many as it uses anyway.
 
     Raises:
