@@ -99,9 +99,9 @@ class InPlaceStretch(Stretch):
         place = self._place[0]
         self._doing = "in the network or the loss, between 'batch_begin' and 'after_backward'"
         loss, outputs, buffers, grads = self._gradients(place, batch, probe)
-        running = self._measured(place.measures, outputs, batch)
         if loss._is_view() or loss.is_leaf:
             loss = loss.clone()
+        running = self._measured(place.measures, outputs, batch)
         # The graph holds on to the parameters.
         del outputs
         self._doing = "in the optimizer, between 'after_backward' and 'batch_end'"

@@ -12,7 +12,7 @@ from .. import measures
 from ..batch import Batch, to_device
 from ..context import Context, after, first_output
 from ..errors import add_note
-from ..lending import lend_tree
+from ..lending import clone_tree
 from ..network import tree_detach
 from ..record import evolve
 from ..step import Step
@@ -78,7 +78,7 @@ class Stretch(ABC):
             return running
         self._doing = "in the training scores"
         # An output may be a view of a parameter.
-        y_hat = lend_tree(first_output(tree_detach(outputs)))
+        y_hat = clone_tree(first_output(tree_detach(outputs)))
         return {**running, "train": measures.accumulate(chosen, running["train"], y_hat, batch.y)}
 
 
