@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import measures
 from .batch import Batch, copied, to_device
-from .context import Context, after, first_output
+from .context import Context, after
 from .errors import add_note, noting
 from .record import did_you_mean, evolve
 from .rng import fold_in
@@ -120,7 +120,7 @@ def _in_parts(step: Step, draft: Draft, last: bool, probe: bool) -> None:
         last_loss=found.loss,
         grads=sums if position == 1 else {name: total / position for name, total in sums.items()},
         accumulated=() if updates else sums,
-        measures=_measure(draft, found.y_hats),
+        measures=_measure(draft, found),
     )
     if draft.run_hooks("after_backward"):
         _check_grads(draft["grads"], draft["params"])
@@ -143,7 +143,7 @@ def _compiled(step: Any, draft: Draft, probe: bool) -> None:
         last_loss=found.loss,
         grads=found.grads,
         optimizer_state=optimizer_state,
-        measures=_measure(draft, found.y_hats),
+        measures=_measure(draft, found),
     )
 
 
@@ -231,13 +231,14 @@ def _update(step: Step, draft: Draft) -> None:
     draft.changes.update(params=params, optimizer_state=optimizer_state, buffers=buffers)
 
 
-def _measure(draft: Draft, y_hats: Any) -> Any:
+def _measure(draft: Draft, found: Gradients) -> Any:
     running, measures_train = draft["measures"], draft["loop"].measures_train
     if not measures_train or running["train"] == ():
         return running
     with noting(lambda: f"in the training scores ({place_of(draft)})"):
-        rows = measures.accumulate(measures_train, running["train"], first_output(y_hats), draft["batch"].y)
-    return {**running, "train": rows}
+        batch = draft["batch"]
+        train = measures.accumulate(measures_train, running["train"], found.y_hats, batch.y, batch.x, found.loss)
+    return {**running, "train": train}
 
 
 def valid_batch(step: Step, ctx: Context, batch: Batch) -> Context:
@@ -255,15 +256,16 @@ def _valid_batch(step: Step, ctx: Context, batch: Batch, seeds: bool) -> Context
         ctx = evolve(ctx, measures={**ctx.measures, "valid": measures.start(loop.measures_valid)})
     ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
     ctx = run_hooks_of("batch_valid_begin", ctx, seeds)
-    y_hats = evaluate(step, ctx, for_network(ctx.batch, loop, "batch_valid_begin").x)
-    running = ctx.measures["valid"]
+    batch, chosen, running = ctx.batch, loop.measures_valid, ctx.measures["valid"]
+    y_hats, loss = evaluate(step, ctx, for_network(batch, loop, "batch_valid_begin"), measures.need_loss(chosen))
     with noting(lambda: f"in the validation scores ({place_of(ctx)})"):
-        running = measures.accumulate(loop.measures_valid, running, first_output(y_hats), ctx.batch.y)
+        running = measures.accumulate(chosen, running, y_hats, batch.y, batch.x, loss)
     return boundary_after("batch_valid_end", evolve(ctx, y_hats=y_hats, measures={**ctx.measures, "valid": running}))
 
 
-def evaluate(step: Step, ctx: Context, x: Any) -> Any:
-    """Outputs of the network in evaluation mode; their randomness, if any, is a function of the place."""
+def evaluate(step: Step, ctx: Context, batch: Batch, with_loss: bool = False) -> tuple[Any, Any]:
+    """Outputs of the network in evaluation mode, and the loss if wanted; what they draw is a function of the place."""
     seed = fold_in(fold_in(ctx.seed, "evaluation", ctx.epoch), "batch", ctx.step_valid)
-    with noting(lambda: f"in the network, in evaluation mode ({place_of(ctx)})"):
-        return step.evaluate(ctx.params, ctx.buffers, ctx.trainable, x, seed)
+    what = "network or the loss" if with_loss else "network"
+    with noting(lambda: f"in the {what}, in evaluation mode ({place_of(ctx)})"):
+        return step.evaluate(ctx.params, ctx.buffers, ctx.trainable, batch, seed, with_loss)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from . import measures
 from .batch_stages import evaluate
 from .context import Context, check_context, first_output
 from .data import BatchSource, batches, to_device
 from .ensembles.evaluation import member_outputs, member_scores
+from .outputs import leaves
 from .record import evolve
 
 
@@ -33,10 +36,11 @@ def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float
         raise ValueError("validate: the loop has no measures_valid, so there is nothing to score")
     if ctx.ensemble is not None:
         return member_scores(ctx, source)
-    running = measures.start(ctx.loop.measures_valid)
-    for y_hats, batch in _outputs(ctx, source):
-        running = measures.accumulate(ctx.loop.measures_valid, running, first_output(y_hats), batch.y)
-    return measures.scores(ctx.loop.measures_valid, running)
+    chosen = ctx.loop.measures_valid
+    running = measures.start(chosen)
+    for y_hats, loss, batch in _outputs(ctx, source, measures.need_loss(chosen)):
+        running = measures.accumulate(chosen, running, y_hats, batch.y, batch.x, loss)
+    return measures.scores(chosen, running)
 
 
 def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
@@ -48,11 +52,11 @@ def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
         batch_size: rows at a time; all at once by default. A source has its own.
 
     Returns:
-        What the network returns (a tensor, tuple or dict), for all rows. Of a stacked context with an axis of members
-        before that of rows.
+        What the network returns (a tensor, or all of its outputs), for all rows. Of a stacked context with an axis of
+        members before that of rows.
 
     Raises:
-        ValueError: a source that shuffles, no rows, or a batch size below 1.
+        ValueError: a source that shuffles, no rows, a batch size below 1, or an output without an axis of rows.
 
     >>> from functional_loop.examples.digits import loop
     >>> import torch, functional_loop as fl
@@ -70,8 +74,18 @@ def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
         rows = _rows(x)
         source = batches(x, batch_size=max(rows, 1) if batch_size is None else batch_size)
     outputs, rows_axis = (_outputs, 0) if ctx.ensemble is None else (member_outputs, 1)
-    parts = [{"y_hat": y_hats, "y": ()} for y_hats, _ in outputs(ctx, source)]
-    return measures.concatenate(parts, rows_axis)["y_hat"]
+    return _joined([y_hats for y_hats, _, _ in outputs(ctx, source)], rows_axis)
+
+
+def _joined(outputs: list[Any], axis: int) -> Any:
+    for path, leaf in leaves(outputs[0]) if outputs else ():
+        if leaf is not None and not (isinstance(leaf, Tensor) and leaf.dim() > axis):
+            form = f"of shape {list(leaf.shape[axis:])}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+            raise ValueError(
+                f"predict: {f'output {path}' if path else 'the output'} of the network has no axis of rows: it is "
+                f"{form}. Give the Loop a network that returns what is to be predicted"
+            )
+    return measures.join(outputs, axis)
 
 
 def _rows(x: Any) -> int:
@@ -83,12 +97,12 @@ def _rows(x: Any) -> int:
     return int(first.shape[0])
 
 
-def _outputs(ctx: Context, source: BatchSource) -> Any:
+def _outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -> Any:
     step = ctx.loop.borrow_step()
     try:
         for position, (batch, _) in enumerate(source.fetch(ctx.seed, max(ctx.epoch, 1), 0, ()), 1):
             batch = to_device(batch, ctx.loop.device)
             at = evolve(ctx, step_valid=position)
-            yield evaluate(step, at, batch.x), batch
+            yield *evaluate(step, at, batch, with_loss), batch
     finally:
         ctx.loop.return_step(step)

@@ -82,6 +82,7 @@ class Loop:
         valid: validation data, or ``None``.
         epochs: how many epochs to train.
         measures_train, measures_valid: see `measure`; training scores are those of the predictions made while training.
+            Without ``valid``, ``measures_valid`` are for `validate` alone, and such a loop can't be trained.
         eval_freq: scores are made in every ``eval_freq``-th epoch and in the last.
         callbacks: a list of `Callback`, or of anything with a method ``as_callback()``.
         device: where parameters live and batches are moved to.

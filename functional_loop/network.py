@@ -271,15 +271,3 @@ def state_names(module: nn.Module, first: dict[int, str] | None = None) -> dict[
     if first is None:
         first = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     return {name: first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
-
-
-def tree_detach(outputs: Any) -> Any:
-    """Outputs of a network without their graph."""
-    if isinstance(outputs, torch.Tensor):
-        return outputs.detach()
-    if isinstance(outputs, dict):
-        return {key: tree_detach(value) for key, value in outputs.items()}
-    if isinstance(outputs, (tuple, list)):
-        values = [tree_detach(value) for value in outputs]
-        return type(outputs)._make(values) if hasattr(outputs, "_make") else type(outputs)(values)
-    return outputs

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .network import FunctionalNetwork, tree_detach
+from .network import FunctionalNetwork
+from .outputs import tree_detach
 from .record import did_you_mean
 from .seeding import Seeding
 
@@ -122,14 +123,28 @@ class Step:
 
         return *self.updater(grads, optimizer_state, params, closure), buffers
 
-    def evaluate(self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], x: Any, seed: int) -> Any:
-        """Outputs in evaluation mode, without a graph; whatever the network does to its buffers is dropped."""
+    def evaluate(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        trainable: tuple[str, ...],
+        batch: Batch,
+        seed: int,
+        with_loss: bool = False,
+    ) -> tuple[Any, Any]:
+        """Outputs in evaluation mode, and the loss if wanted, without a graph; what becomes of buffers is dropped."""
 
-        def forward() -> Any:
-            return self.network.outputs(self.leaves(params, trainable), buffers, x, training=False)[0]
+        def forward() -> tuple[Any, Any]:
+            leaves = self.leaves(params, trainable)
+            if not with_loss:
+                return self.network.outputs(leaves, buffers, batch.x, training=False)[0], ()
+            loss, outputs, _ = self.network.loss(leaves, buffers, batch.x, batch.y, training=False)
+            check_scalar(loss)
+            return outputs, loss.detach()
 
         with torch.no_grad():
-            return tree_detach(self._run(forward, seed))
+            outputs, loss = self._run(forward, seed)
+            return tree_detach(outputs), loss
 
     def release(self) -> None:
         """Let go of all tensors."""
@@ -162,12 +177,7 @@ class Step:
 
     def check(self, loss: Any, trainable: tuple[str, ...], params: Tensors, versions: dict[str, int]) -> None:
         refuse_inference_mode()
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"the loss must return a scalar tensor, not {type(loss).__name__}")
-        if loss.dim() != 0:
-            raise ValueError(
-                f"the loss must return a scalar tensor, not one of shape {list(loss.shape)}: take its mean"
-            )
+        check_scalar(loss)
         if loss.is_complex():
             raise ValueError("the loss must be a real number, not a complex one: take its abs() or real part")
         if trainable and not loss.requires_grad:
@@ -182,6 +192,13 @@ class Step:
                     f"the network writes to its parameter {name!r} in place when it is called, so that the context "
                     "that it was given has changed: make that tensor a buffer, or compute a new tensor instead"
                 )
+
+
+def check_scalar(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the loss must return a scalar tensor, not {type(loss).__name__}")
+    if loss.dim() != 0:
+        raise ValueError(f"the loss must return a scalar tensor, not one of shape {list(loss.shape)}: take its mean")
 
 
 def autocast_off(device_type: str) -> AbstractContextManager[Any]:

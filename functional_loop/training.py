@@ -30,6 +30,7 @@ def iterate(ctx: Context) -> Generator[Context]:
     ['begin', 'end']
     """
     check_boundary(ctx, "iterate")
+    _check_validation(ctx, "iterate")
     return _contexts(ctx) if ctx.ensemble is None else iterate_members(ctx)
 
 
@@ -45,7 +46,8 @@ def train(ctx: Context, steps: int | None = None) -> Context:
     the last boundary before them (of an ensemble whose members train in turn, one at most 20 batches earlier).
 
     Raises:
-        ValueError: ``steps`` is negative, or ``ctx`` was taken inside a stage.
+        ValueError: ``steps`` is negative, ``ctx`` was taken inside a stage, or the loop has ``measures_valid`` and no
+            ``valid``.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -58,6 +60,7 @@ def train(ctx: Context, steps: int | None = None) -> Context:
         raise ValueError(f"train: steps must be a non-negative integer or None, not {steps!r}")
     if ctx.stage == "end" or steps == 0:
         return ctx
+    _check_validation(ctx, "train")
     if ctx.ensemble is not None:
         return train_members(ctx, steps)
     goal = math.inf if steps is None else ctx.global_step + steps
@@ -101,6 +104,7 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
             f"train_step needs a context after 'epoch_begin' or 'batch_end', not after {ctx.stage or 'init'!r}: "
             "walk there with iterate(ctx)"
         )
+    _check_validation(ctx, "train_step")
     length = ctx.loop.train.length
     while ctx.step != length and ctx.global_step + 1 in ctx.loop.skipped(ctx.callbacks):
         ctx = pass_over(ctx, ctx.data)
@@ -133,6 +137,16 @@ def _train_and_use_up(step: Step, ctx: Context, batch: Batch, last: bool) -> Con
         give_back(ctx, stretch.context())
         raise
     return stretch.context()
+
+
+def _check_validation(ctx: Context, function: str) -> None:
+    """Refuse measures that would never be made, with a ValueError; `validate` makes them on a source of its own."""
+    if ctx.loop.measures_valid and ctx.loop.valid is None:
+        ids = ", ".join(repr(m.id) for m in ctx.loop.measures_valid)
+        raise ValueError(
+            f"{function}: the Loop has measures_valid ({ids}), and no validation data to make them on: give it "
+            "valid=batches(...), or leave measures_valid out; measures_train are made on the training data"
+        )
 
 
 def _contexts(ctx: Context) -> Generator[Context]:

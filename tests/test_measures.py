@@ -113,7 +113,7 @@ def test_training_scores_are_those_of_the_predictions_made_while_training() -> N
             continue
         state = measures.start([total()])
         for _, pair in seen:
-            state = measures.accumulate([total()], state, **pair)
+            state = measures.accumulate([total()], state, pair["y_hat"], pair["y"])
         whole = {part: torch.cat([pair[part] for _, pair in seen]) for part in ("y_hat", "y")}
         assert ctx.last_scores_train == {
             "error": mean_absolute(**whole).item(),
@@ -202,16 +202,3 @@ def test_errors_of_a_measure_name_it_and_the_place(faulty: fl.Measure, which: st
     assert last is not None
     assert last.epoch == 1
     assert fl.digest(fl.load_state_dict(fl.init(loop), fl.state_dict(last))) == fl.digest(last)
-
-
-class BatchMean(torch.nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).mean()
-
-
-def test_predictions_that_cannot_be_joined_are_explained() -> None:
-    score = fl.measure("mine", lambda y_hat, y: 1.0)
-    loop = make_loop(network=BatchMean(3, 1), loss=lambda y_hat, y: y_hat, measures_train=[score])
-    with pytest.raises(RuntimeError) as caught:
-        fl.train(fl.init(loop))
-    assert any("joined along their first axis" in note for note in caught.value.__notes__)

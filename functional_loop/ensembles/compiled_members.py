@@ -15,7 +15,7 @@ from ..batch import Batch, copied
 from ..fast.formulas import Formulas, Group, formulas
 from ..fast.graphs import Function, Graph, UncompilableError, compile_graph
 from ..fast.traced import Column, traced_gradients
-from ..network import tree_detach
+from ..outputs import tree_detach
 from ..step import Gradients, Tensors
 from .member_draws import Draw, GivenDraws
 from .member_optimizers import as_tensor, counted, differ

@@ -8,7 +8,8 @@ from typing import Any
 from .. import measures
 from ..batch import Batch, BatchSource, to_device
 from ..batch_stages import evaluate
-from ..context import Context, first_output
+from ..context import Context
+from ..outputs import plain, restored
 from ..record import evolve
 from .ensemble import member_seeds, split_context
 from .member_data import fetch_members
@@ -18,8 +19,8 @@ from .stacking import combine, split
 from .walk import evaluate_members
 
 
-def member_outputs(ctx: Context, source: BatchSource) -> Iterator[tuple[Any, Batch]]:
-    """The outputs and the batch, stacked, for every batch of ``source``."""
+def member_outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -> Iterator[tuple[Any, Any, Batch]]:
+    """The outputs, the losses if wanted, and the batch, stacked, for every batch of ``source``."""
     assert ctx.ensemble is not None
     seeds = member_seeds(ctx)
     fetched = fetch_members(source, seeds, max(ctx.epoch, 1), 0, [()] * len(seeds))
@@ -28,10 +29,12 @@ def member_outputs(ctx: Context, source: BatchSource) -> Iterator[tuple[Any, Bat
         for position, (batch, _) in enumerate(fetched, 1):
             batch, at = to_device(batch, ctx.loop.device), evolve(ctx, step_valid=position)
             if isinstance(step, MembersStep):
-                yield evaluate_members(step, at, batch.x), batch
+                yield *evaluate_members(step, at, batch, with_loss), batch
             else:
-                parts = zip(split_context(at), split(batch.x, len(seeds)), strict=True)
-                yield combine([evaluate(step, evolve(c, step_valid=position), x) for c, x in parts]), batch
+                parts = zip(split_context(at), split(batch, len(seeds)), strict=True)
+                made = [evaluate(step, evolve(c, step_valid=position), own, with_loss) for c, own in parts]
+                outputs, losses = combine([(plain(y_hats), loss) for y_hats, loss in made])
+                yield restored(outputs), losses, batch
     finally:
         if isinstance(step, MembersStep):
             step.release()
@@ -44,8 +47,8 @@ def member_scores(ctx: Context, source: BatchSource) -> dict[str, Any]:
     assert ctx.ensemble is not None
     chosen, members = ctx.loop.measures_valid, ctx.ensemble.members
     running = [measures.start(chosen) for _ in range(members)]
-    for y_hats, batch in member_outputs(ctx, source):
-        for i, (each, y) in enumerate(split((y_hats, batch.y), members)):
-            running[i] = measures.accumulate(chosen, running[i], first_output(each), y)
+    for y_hats, losses, batch in member_outputs(ctx, source, measures.need_loss(chosen)):
+        for i, (outputs, own, loss) in enumerate(split((plain(y_hats), batch, losses), members)):
+            running[i] = measures.accumulate(chosen, running[i], restored(outputs), own.y, own.x, loss)
     scores: dict[str, Any] = combine([measures.scores(chosen, each) for each in running], numbers=True)
     return scores

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..network import FunctionalNetwork, tree_detach
+from ..network import FunctionalNetwork
+from ..outputs import is_of_objects, tree_detach
 from ..step import Gradients, Tensors, autocast_off, backward
 from .member_draws import Draw, OwnDraws
 from .member_optimizers import MembersUpdate
@@ -53,8 +54,8 @@ class MembersStep:
         return Gradients(losses.detach(), tree_detach(outputs), params, tree_detach(new_buffers), found)
 
     def _forward(self, leaves: Tensors, buffers: Tensors, x: Any, y: Any) -> tuple[Tensor, Any, Tensors]:
-        loss: tuple[Tensor, Any, Tensors] = self.network.loss(leaves, buffers, x, y, training=True)
-        return loss
+        loss, outputs, new_buffers = self.network.loss(leaves, buffers, x, y, training=True)
+        return loss, _mapped(outputs), new_buffers
 
     def update(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         """New parameters and optimizer state of all members."""
@@ -63,14 +64,20 @@ class MembersStep:
             self._updates = {members: MembersUpdate(self._optimizer, params)}
         return self._updates[members](grads, state, params)
 
-    def evaluate(self, params: Tensors, buffers: Tensors, x: Any, seeds: Seeds) -> Any:
-        """Outputs of all members in evaluation mode, without a graph."""
+    def evaluate(
+        self, params: Tensors, buffers: Tensors, batch: Batch, seeds: Seeds, with_loss: bool = False
+    ) -> tuple[Any, Any]:
+        """Outputs of all members in evaluation mode, and their losses if wanted, without a graph."""
 
-        def forward(params: Tensors, buffers: Tensors, x: Any) -> Any:
-            return self.network.outputs(params, buffers, x, training=False)[0]
+        def forward(params: Tensors, buffers: Tensors, x: Any, y: Any) -> tuple[Any, Any]:
+            if not with_loss:
+                return _mapped(self.network.outputs(params, buffers, x, training=False)[0]), ()
+            loss, outputs, _ = self.network.loss(params, buffers, x, y, training=False)
+            return _mapped(outputs), loss
 
         with torch.no_grad():
-            return tree_detach(self._call(False, seeds, forward, params, buffers, x))
+            outputs, losses = self._call(False, seeds, forward, params, buffers, batch.x, batch.y)
+            return tree_detach(outputs), losses
 
     def release(self) -> None:
         """Let go of all tensors."""
@@ -106,3 +113,10 @@ class MembersStep:
         for generator, seed in zip(self._generators, seeds, strict=False):
             generator.manual_seed(seed)
         return self._generators[: len(seeds)]
+
+
+def _mapped(outputs: Any) -> Any:
+    """Outputs that ``torch.func.vmap`` maps over members; of others, which it would take for one value, a TypeError."""
+    if is_of_objects(outputs):
+        raise TypeError(f"the network returns a {type(outputs).__name__} and not tensors, or tuples or dicts of these")
+    return outputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 from weakref import WeakSet
@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import measures
 from ..batch import Batch, to_device
 from ..batch_stages import for_network
-from ..context import Context, after, first_output
+from ..context import Context, after
 from ..errors import noting
 from ..measures import Measure
 from ..record import evolve, tree_map
@@ -177,7 +177,7 @@ def train_batch(step: MembersStep, ctx: Context, batch: Batch, last: bool) -> Co
         last_loss=found.loss,
         grads=sums if position == 1 else {name: total / position for name, total in sums.items()},
         accumulated=() if updates else sums,
-        measures=_measured("train", loop.measures_train, ctx, found.y_hats),
+        measures=_measured("train", loop.measures_train, ctx, found.y_hats, found.loss),
     )
     ctx = run_member_hooks("after_backward", ctx)
     if updates:
@@ -209,20 +209,21 @@ def _valid_batches(step: MembersStep, ctx: Context) -> Iterator[Context]:
     for batch, _ in fetch_members(source, member_seeds(ctx), ctx.epoch, ctx.step_valid, states):
         ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
         ctx = run_member_hooks("batch_valid_begin", ctx)
-        y_hats = evaluate_members(step, ctx, for_network(ctx.batch, loop, "batch_valid_begin").x)
-        measured = _measured("valid", loop.measures_valid, ctx, y_hats)
+        chosen, own = loop.measures_valid, for_network(ctx.batch, loop, "batch_valid_begin")
+        y_hats, losses = evaluate_members(step, ctx, own, measures.need_loss(chosen))
+        measured = _measured("valid", chosen, ctx, y_hats, losses)
         ctx = run_stage("batch_valid_end", evolve(ctx, y_hats=y_hats, measures=measured))
         yield ctx
 
 
-def evaluate_members(step: MembersStep, ctx: Context, x: Any) -> Any:
-    """Outputs of all members in evaluation mode, for inputs with a leading member axis."""
+def evaluate_members(step: MembersStep, ctx: Context, batch: Batch, with_loss: bool = False) -> tuple[Any, Any]:
+    """Outputs of all members in evaluation mode, and losses if wanted, for a batch with a leading member axis."""
 
     def seeds() -> list[int]:
         return [fold_in(fold_in(s, "evaluation", ctx.epoch), "batch", ctx.step_valid) for s in member_seeds(ctx)]
 
     with noting(lambda: f"in the network, in evaluation mode, of an ensemble (epoch {ctx.epoch}, step {ctx.step})"):
-        return step.evaluate(ctx.params, ctx.buffers, x, seeds)
+        return step.evaluate(ctx.params, ctx.buffers, batch, seeds, with_loss)
 
 
 def _start(chosen: Any, ctx: Context) -> Any:
@@ -233,28 +234,36 @@ def _start(chosen: Any, ctx: Context) -> Any:
     )
 
 
-def _measured(part: str, chosen: Any, ctx: Context, y_hats: Any) -> Any:
+def _measured(part: str, chosen: Any, ctx: Context, y_hats: Any, losses: Any) -> Any:
     running = ctx.measures[part]
     if not chosen or running == ():
         return ctx.measures
-    y_hat, y = first_output(y_hats), ctx.batch.y
+    x, y, members = ctx.batch.x, ctx.batch.y, _members(ctx)
+    rows = measures.count_rows(y, x, axis=1)
+
+    def picked(m: Measure) -> Any:
+        # A function picks from the outputs of one member.
+        return _of_members(m, m.picked, (y_hats,), members) if callable(m.of) else m.picked(y_hats)
+
     with noting(lambda: f"in the scores of an ensemble (epoch {ctx.epoch}, step {ctx.step})"):
-        chunks = measures.keep(chosen, running["predictions"], y_hat, y, axis=1)
-        states = {m.id: _updated(m, running["states"][m.id], y_hat, y, _members(ctx)) for m in chosen if m.update}
+        chunks, states = measures.keep(chosen, running["predictions"], picked, y, x, axis=1), {}
+        for m in chosen:
+            if m.update:
+                given = (running["states"][m.id], y_hats, y, losses)
+                states[m.id] = _of_members(m, lambda *each, m=m: m.advance(*each, rows), given, members)
     return {**ctx.measures, part: {"predictions": chunks, "states": states}}
 
 
-def _updated(measure: Measure, state: Any, y_hat: Any, y: Any, members: int) -> Any:
-    update = measure.update
-    assert update is not None
+def _of_members(measure: Measure, function: Callable[..., Any], given: tuple[Any, ...], members: int) -> Any:
+    """What ``function``, which is one of ``measure``, makes for all members."""
     with noting(lambda: f"in {measure}"):
         if measure not in _needing_values:
             try:
-                return vectorised(update, (state, y_hat, y), members)
+                return vectorised(function, given, members)
             except Exception:
                 # If it is no fault of the function's own, it needs Python values.
                 _needing_values.add(measure)
-        return combine([update(*each) for each in split((state, y_hat, y), members)])
+        return combine([function(*each) for each in split(given, members)])
 
 
 _needing_values: WeakSet[Measure] = WeakSet()

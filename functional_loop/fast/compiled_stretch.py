@@ -63,7 +63,7 @@ class CompiledStretch(Stretch):
         else:
             found, optimizer_state = self._compiled.eagerly(given)
             params, buffers, loss, y_hats = found.params, found.buffers, found.loss, found.y_hats
-        running = self._measured(place.measures, y_hats, batch)
+        running = self._measured(place.measures, y_hats, batch, loss)
         self._place = _Place(params, buffers, optimizer_state, ran, loss, running, data, place.batches + 1)
 
     def _state(self) -> tuple[Tensors, Tensors, Any]:

@@ -101,7 +101,7 @@ class InPlaceStretch(Stretch):
         loss, outputs, buffers, grads = self._gradients(place, batch, probe)
         if loss._is_view() or loss.is_leaf:
             loss = loss.clone()
-        running = self._measured(place.measures, outputs, batch)
+        running = self._measured(place.measures, outputs, batch, loss)
         # The graph holds on to the parameters.
         del outputs
         self._doing = "in the optimizer, between 'after_backward' and 'batch_end'"

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import measures
 from ..batch import Batch, to_device
-from ..context import Context, after, first_output
+from ..context import Context, after
 from ..errors import add_note
-from ..lending import clone_tree
-from ..network import tree_detach
+from ..outputs import map_outputs
 from ..record import evolve
 from ..step import Step
 
@@ -71,15 +71,21 @@ class Stretch(ABC):
         step, global_step = start.step + batches, start.global_step + batches
         return after(start, "batch_end", step=step, global_step=global_step, **changes)
 
-    def _measured(self, running: Any, outputs: Any, batch: Batch) -> Any:
+    def _measured(self, running: Any, outputs: Any, batch: Batch, loss: Any) -> Any:
         """Accumulators of the training scores after one more batch."""
         chosen = self._start.loop.measures_train
         if not chosen or running["train"] == ():
             return running
         self._doing = "in the training scores"
-        # An output may be a view of a parameter.
-        y_hat = clone_tree(first_output(tree_detach(outputs)))
-        return {**running, "train": measures.accumulate(chosen, running["train"], y_hat, batch.y)}
+        y_hats, loss = map_outputs(_own, outputs), loss.detach()
+        return {**running, "train": measures.accumulate(chosen, running["train"], y_hats, batch.y, batch.x, loss)}
+
+
+def _own(output: Any) -> Any:
+    if not isinstance(output, Tensor):
+        return output
+    # It may be a parameter or a view of one, which will be written to.
+    return output.detach().clone() if output.is_leaf or output._is_view() else output.detach()
 
 
 def nobody_looks(ctx: Context) -> bool:

@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from ..network import tree_detach
+from ..outputs import tree_detach
 from ..step import Gradients, Step, Tensors, backward
 from .formulas import Plan, formulas
 from .graphs import Function, UncompilableError

@@ -35,7 +35,9 @@ def make_loop(learner: TorchEstimator, train: TensorDataset, valid: TensorDatase
     device = as_device(learner.device)
     n_outputs = learner.target_.n_outputs
     known = learner._measures
-    measures_valid = learner._usual_measures if learner.measures_valid is None else learner.measures_valid
+    measures_valid: Any = learner.measures_valid
+    if measures_valid is None:
+        measures_valid = learner._usual_measures if valid is not None else []
     environment = {
         "learner": learner,
         "task_train": train,

@@ -84,7 +84,9 @@ class TrainedModel:
             StateDictError: its network, optimizer, measures or callbacks are others.
         """
         saved = {**self.last_epoch, "terminate": False}
-        return load_state_dict(init(loop, self.seed), saved, allow=["train", "valid", "hyperparameters"])
+        # Without validation data, there used to be measures for it nevertheless.
+        allow = ["train", "valid", "hyperparameters", *(["measures_valid"] if loop.valid is None else [])]
+        return load_state_dict(init(loop, self.seed), saved, allow=allow)
 
     def outputs(self, x: Tensor, batch_size: int) -> Tensor:
         """The (first) outputs of the network for the rows of ``x``, on the CPU; nothing is written to.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..context import first_output
 from ..measures import Measure, measure
 from ..record import did_you_mean
 
@@ -19,6 +20,7 @@ def _mean_over_rows(id: str, sum_of: Callable[[Tensor, Tensor], Tensor], minimiz
 
     return measure(
         id,
+        of=first_output,
         minimize=minimize,
         init=lambda: {"sum": torch.zeros((), dtype=torch.float64), "rows": 0},
         update=update,
@@ -41,7 +43,7 @@ CLASSIFICATION = {
 REGRESSION = {
     "mse": _mean_over_rows("mse", lambda y_hat, y: (y_hat - y).square().mean(1).sum(), minimize=True),
     "mae": _mean_over_rows("mae", lambda y_hat, y: (y_hat - y).abs().mean(1).sum(), minimize=True),
-    "r2": measure("r2", _r2, minimize=False),
+    "r2": measure("r2", _r2, of=first_output, minimize=False),
 }
 
 

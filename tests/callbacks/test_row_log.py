@@ -90,7 +90,7 @@ def test_a_run_that_goes_back_has_the_rows_of_one_that_never_saw_the_batch(
 def test_csv_has_a_header_also_without_rows(tmp_path: Path) -> None:
     fl.train(fl.init(logged(CallbackSetCSVLog, tmp_path / "a.csv", epochs=0)))
     fl.train(fl.init(logged(CallbackSetCSVLog, tmp_path / "b.csv", 1, epochs=0)))
-    fl.train(fl.init(logged(CallbackSetCSVLog, tmp_path / "c.csv", epochs=0, valid=None)))
+    fl.train(fl.init(logged(CallbackSetCSVLog, tmp_path / "c.csv", epochs=0, valid=None, measures_valid=[])))
     assert (tmp_path / "a.csv").read_text() == "epoch,train.error,valid.error\n"
     assert (tmp_path / "b.csv").read_text() == "global_step,epoch,step,loss\n"
     assert (tmp_path / "c.csv").read_text() == "epoch,train.error\n"
@@ -98,8 +98,15 @@ def test_csv_has_a_header_also_without_rows(tmp_path: Path) -> None:
 
 def test_names_of_measures_are_quoted(tmp_path: Path) -> None:
     odd = fl.measure('a "b",\nc', lambda y_hat, y: 1.5)
-    fl.train(fl.init(logged(CallbackSetCSVLog, tmp_path / "log", measures_train=[odd], valid=None), seed=1), steps=4)
-    ctx = fl.train(fl.init(logged(CallbackSetCSVLog, tmp_path / "log", measures_train=[odd], valid=None)))
+    fl.train(
+        fl.init(
+            logged(CallbackSetCSVLog, tmp_path / "log", measures_train=[odd], valid=None, measures_valid=[]), seed=1
+        ),
+        steps=4,
+    )
+    ctx = fl.train(
+        fl.init(logged(CallbackSetCSVLog, tmp_path / "log", measures_train=[odd], valid=None, measures_valid=[]))
+    )
     with open(tmp_path / "log", newline="") as file:
         assert list(csv.reader(file)) == [["epoch", 'train.a "b",\nc'], ["1", "1.5"], ["2", "1.5"]]
     assert ctx.epoch == 2
