@@ -54,7 +54,7 @@ class Spec:
             "eval_freq": self.eval_freq,
             "accumulate": self.accumulate,
             "measures_train": [MEASURES[name] for name in self.measures],
-            "measures_valid": [MEASURES[name] for name in self.measures],
+            "measures_valid": [MEASURES[name] for name in self.measures if self.valid_rows],
             "callbacks": [CALLBACKS[name]() for name in self.callbacks],
         }
         return fl.Loop(**{**arguments, **changes})

@@ -259,8 +259,8 @@ def test_a_measure_that_does_not_tell_the_best_is_refused_before_training(
 
 
 def test_keep_best_needs_validation_data(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no validation data"):
-        fl.train(fl.init(fl.evolve(scored(tmp_path, keep_best="error"), valid=None)))
+    with pytest.raises(ValueError, match="keep_best='error' needs validation data"):
+        fl.train(fl.init(fl.evolve(scored(tmp_path, keep_best="error"), valid=None, measures_valid=[])))
 
 
 @pytest.mark.parametrize(

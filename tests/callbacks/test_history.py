@@ -49,7 +49,7 @@ def test_epochs_without_scores_have_no_row() -> None:
 
 
 def test_without_validation_there_are_training_scores_alone() -> None:
-    rows = fl.train(fl.init(make_loop(valid=None))).callbacks["history"]
+    rows = fl.train(fl.init(make_loop(valid=None, measures_valid=[]))).callbacks["history"]
     assert all(set(row) == {"epoch", "train.error"} for row in rows)
 
 
