@@ -6,9 +6,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context
-from ..lending import clone_tree
-from ..plain import check_plain
 from ..stages import STAGES, Callback
+from . import slots
 from .mirror import Mirror
 from .view import ContextView
 
@@ -29,8 +28,8 @@ class Adapter:
         self.callback = callback
         self.id = callback.id
         self._mirror: Mirror | None = None
-        self._pristine = self._state("before training")
-        self._knows(self._pristine)
+        self._pristine = slots.state_of(callback, "before training")
+        slots.note(callback, self._pristine)
 
     def as_callback(self) -> Callback:
         kind = type(self.callback)
@@ -57,21 +56,20 @@ class Adapter:
 
     def _hook(self, stage: str, ctx: Context) -> Context:
         slot = ctx.callbacks[self.id]
-        if slot is not self.callback.known_state:
-            self._load(slot)
-        # Should the hook fail, what the object then knows is no state of any context.
-        self._knows(None)
+        slots.give(self.callback, slot)
+        # Should the hook fail, what the object then has is no state of any context.
+        slots.note(self.callback, None)
         after = self._call(stage, ctx)
-        state = self._state(f"after on_{stage}")
-        self._knows(state)
+        state = slots.state_of(self.callback, f"after on_{stage}")
+        slots.note(self.callback, state)
         return after if state == () == slot else after.with_callback_state(self.id, state)
 
     def _resume(self, ctx: Context) -> Context:
         """Enter a continued run: what ``on_begin`` builds is there when the state comes, what it writes is dropped."""
         if "begin" in self.callback.stages:
-            self._knows(None)
+            slots.note(self.callback, None)
             self._call("begin", ctx)
-            self._load(ctx.callbacks[self.id])
+            slots.load(self.callback, ctx.callbacks[self.id])
         return ctx
 
     def _call(self, stage: str, ctx: Context) -> Context:
@@ -90,23 +88,6 @@ class Adapter:
         finally:
             self.callback.ctx = None  # type: ignore[assignment]
             self._mirror.release()
-
-    def _load(self, slot: Any) -> None:
-        """Give the object a state; ``()``, for one that had none yet, as ``None``."""
-        if slot != () or type(self.callback).load_state_dict is not _base().load_state_dict:
-            self.callback.load_state_dict(None if slot == () else clone_tree(slot))
-        self._knows(slot)
-
-    def _knows(self, slot: Any) -> None:
-        object.__setattr__(self.callback, "known_state", slot)
-
-    def _state(self, when: str) -> Any:
-        """A copy of the object's state, which it can't reach."""
-        state = self.callback.state_dict()
-        if state is None:
-            return ()
-        check_plain(state, f"the state_dict() of {type(self.callback).__name__} {when}")
-        return clone_tree(state)
 
 
 def _base() -> type[CallbackSet]:

