@@ -101,17 +101,18 @@ class Speed:
 
 def share_done(ctx: Context) -> float | None:
     """How much of the run is done, from 0 to 1; ``None`` where the data does not say how long an epoch is."""
-    length = ctx.loop.train.length
+    length = ctx.loop.train.expected_length
     if length is None:
         return None
     done = max(ctx.epoch - 1, 0) * length + ctx.step
-    return done / max(ctx.loop.epochs * length, 1)
+    # What a loader says of its length is an estimate.
+    return min(done / max(ctx.loop.epochs * length, 1), 1.0)
 
 
 def describe_place(ctx: Context) -> str:
     """Epoch and step, out of how many."""
-    length = ctx.loop.train.length
-    step = f"step {ctx.step}" + (f"/{length}" if length is not None else "")
+    length = ctx.loop.train.expected_length
+    step = f"step {ctx.step}" + (f"/{length}" if length is not None and ctx.step <= length else "")
     validating = ["validating"] if ctx.step_valid else []
     return "  ".join([f"epoch {ctx.epoch}/{ctx.loop.epochs}", step, *describe_members(ctx), *validating])
 

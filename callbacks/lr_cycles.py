@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim import lr_scheduler
 
+from ..context import Context
 from ..loop import Loop
 from ..stages import Callback
 from .checks import check_choice, check_flag, check_integer, check_number, check_numbers
@@ -120,7 +121,7 @@ def lr_one_cycle(
     Raises:
         TypeError, ValueError: an argument that can't work; in `init`: lists that are not as long as there are parameter
             groups, an optimizer without momentum, fewer ``total_steps`` than the loop makes, or none where the number
-            of batches is unknown.
+            of batches is unknown; at the end of an epoch: another number of batches than the data said.
         StateDictError: when a run is continued that began with another number of steps, or other arguments.
 
     Resuming:
@@ -170,8 +171,17 @@ def lr_one_cycle(
         if total_steps is not None and total_steps < (made := _steps(loop, step_on) or 0):
             raise ValueError(f"lr_one_cycle: total_steps={total_steps}, but the loop makes {made} steps")
 
+    def check_epoch(ctx: Context) -> Context:
+        if ctx.step != (expected := ctx.loop.train.expected_length):
+            raise ValueError(
+                f"lr_one_cycle: epoch {ctx.epoch} had {ctx.step} batches, but by the len of the training data it has "
+                f"{expected}, so that the cycle would not end with the run; give total_steps"
+            )
+        return ctx
+
     schedule = Schedule(build, lambda loop: to_plain(arguments(loop)))
-    return schedule_callback("lr_one_cycle", id, schedule, step_on, check=check)
+    callback = schedule_callback("lr_one_cycle", id, schedule, step_on, check=check)
+    return callback.remade(epoch_end=check_epoch) if step_on == "batch" and total_steps is None else callback
 
 
 def _total_steps(loop: Loop, step_on: str) -> int:
@@ -186,7 +196,7 @@ def _steps(loop: Loop, step_on: str) -> int | None:
     """How many epochs or updates the whole run has."""
     if step_on == "epoch":
         return loop.epochs
-    length = loop.train.length
+    length = loop.train.expected_length
     return None if length is None else loop.epochs * math.ceil(length / loop.accumulate)
 
 

@@ -118,12 +118,18 @@ class BatchSource(ABC):
     Sources are values: fetching changes nothing, and any number of runs can share one. `batches` makes them.
 
     Attributes:
-        length: batches per epoch, ``None`` if that is unknown; ``len(source)`` is the same, or a TypeError.
+        length: batches per epoch, ``None`` if that is not certain: the end of an epoch is then found by reading ahead.
+        expected_length: an estimate, for displays and schedules; ``len(source)`` is the same, or a TypeError if there
+            is none.
     """
 
     @property
     @abstractmethod
     def length(self) -> int | None: ...
+
+    @property
+    def expected_length(self) -> int | None:
+        return self.length
 
     @abstractmethod
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
@@ -144,9 +150,9 @@ class BatchSource(ABC):
         """What must be equal for a saved run to continue on this source: plain values only."""
 
     def __len__(self) -> int:
-        if self.length is None:
+        if self.expected_length is None:
             raise TypeError("the number of batches per epoch is unknown")
-        return self.length
+        return self.expected_length
 
     def __bool__(self) -> bool:
         return True

@@ -75,7 +75,7 @@ def train_batch(step: Step, ctx: Context, batch: Batch, data: Any, last: bool, p
     """The boundary after ``batch_end`` of one batch.
 
     Args:
-        data: the state of the source after the batch.
+        data: ``ctx.data`` after the batch.
         last: it is the last of its epoch, and closes an open accumulation window.
         probe: look, at some cost, for what is wrong with the network and the loss.
     """
@@ -153,7 +153,7 @@ def for_network(batch: Batch, loop: Loop, stage: str) -> Batch:
 
 
 def pass_over(ctx: Context, data: Any) -> Context:
-    """The boundary after a batch that is skipped; ``data`` is the state of the source after it."""
+    """The boundary after a batch that is skipped; ``data`` is ``ctx.data`` after it."""
     return after(ctx, "batch_end", step=ctx.step + 1, global_step=ctx.global_step + 1, data=data)
 
 
@@ -241,20 +241,20 @@ def _measure(draft: Draft, found: Gradients) -> Any:
     return {**running, "train": train}
 
 
-def valid_batch(step: Step, ctx: Context, batch: Batch) -> Context:
-    """The boundary after ``batch_valid_end`` of one batch."""
+def valid_batch(step: Step, ctx: Context, batch: Batch, data: Any) -> Context:
+    """The boundary after ``batch_valid_end`` of one batch, with ``ctx.data`` after it."""
 
     def run(seeds: bool) -> Context:
-        return _valid_batch(step, ctx, batch, seeds)
+        return _valid_batch(step, ctx, batch, data, seeds)
 
     return ctx.loop.hook_seeds.batch("valid", run)
 
 
-def _valid_batch(step: Step, ctx: Context, batch: Batch, seeds: bool) -> Context:
+def _valid_batch(step: Step, ctx: Context, batch: Batch, data: Any, seeds: bool) -> Context:
     loop = ctx.loop
     if ctx.stage == "before_valid":
         ctx = evolve(ctx, measures={**ctx.measures, "valid": measures.start(loop.measures_valid)})
-    ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
+    ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device), data=data)
     ctx = run_hooks_of("batch_valid_begin", ctx, seeds)
     batch, chosen, running = ctx.batch, loop.measures_valid, ctx.measures["valid"]
     y_hats, loss = evaluate(step, ctx, for_network(batch, loop, "batch_valid_begin"), measures.need_loss(chosen))

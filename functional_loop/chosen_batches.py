@@ -20,21 +20,31 @@ class FirstBatches(BatchSource):
     """The first batches of the first epoch of another source, in every epoch the same."""
 
     source: BatchSource
-    length: int
+    number: int
+
+    @property
+    def length(self) -> int | None:
+        return None if self.source.length is None else self.number
+
+    @property
+    def expected_length(self) -> int:
+        return self.number
 
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
-        if start >= self.length:
+        if start >= self.number:
             return
         # The state after the epoch before would be that of the source's second epoch.
         batches: Any = self.source.fetch(seed, 1, start, state if start else ())
+        step = start
         with closing(batches):
             for step, item in enumerate(batches, start + 1):
                 yield item
-                if step == self.length:
+                if step == self.number:
                     return
+        raise ValueError(f"overfit: an epoch has {step} batches, fewer than k={self.number}")
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "first batches", "length": self.length, "of": self.source.fingerprint()}
+        return {"kind": "first batches", "length": self.number, "of": self.source.fingerprint()}
 
 
 @attrs.frozen(eq=False)

@@ -69,7 +69,7 @@ class Context:
     accumulated: dict[str, Tensor] | tuple[()] = ()
     """Gradient sums of an open accumulation window."""
     data: Any = ()
-    """State of a training loader that has a state of its own."""
+    """Where loaders are, by ``train`` and, within a validation, ``valid``; ``()`` where no source needs it."""
     batch: Any = ()
     """The `Batch` at hand; ``()`` outside the batch stages, like the following two."""
     y_hats: Any = ()

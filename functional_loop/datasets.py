@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .batch import Batch, as_batch, copied
+from .epochs import Epochs
 from .errors import region
 from .indexed import IndexedSource, checked_order
 from .record import evolve
@@ -84,12 +85,23 @@ class DatasetSource(IndexedSource):
     workers: dict[str, Any]
 
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
-        made = self._made_by_workers if self.workers["num_workers"] else self._made_here
+        epochs = Epochs(self._make)
+        # Now, because workers get copies.
+        epochs.tell(seed, epoch)
+        if epochs and (rows := len(self._make.dataset)) != self._order.rows:
+            raise ValueError(
+                f"the dataset had {self._order.rows} rows when the source was made, and has {rows} in epoch {epoch}; "
+                "batches(DataLoader(...)) may have epochs of other lengths"
+            )
         own = Tensor.pin_memory if self._pins else Tensor.clone
         # Workers take keys ahead. To have the row numbers sent back by them would cost more than to remember them.
         taken: deque[Tensor] = deque()
-        for batch in made(self._keys(seed, epoch, start, taken)):
-            index = taken.popleft()
+        keys = self._keys(seed, epoch, start, taken)
+        made = self._made_by_workers(keys) if self.workers["num_workers"] else self._made_here(keys)
+        for _ in range(start, self.length):
+            epochs.remind(seed, epoch)
+            # Not `for batch in made`: a StopIteration of the dataset, from a worker too, would end it.
+            batch, index = next(made), taken.popleft()
             yield (batch if isinstance(batch.index, Tensor) else evolve(batch, index=own(index))), ()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -102,8 +114,9 @@ class DatasetSource(IndexedSource):
             yield index.tolist(), fold_in(seed, "augmentation", (epoch - 1) * self.length + step)
 
     def _made_here(self, keys: Iterator[Key]) -> Iterator[Batch]:
-        batches = map(self._make.__getitem__, keys)
-        return map(Batch.pin_memory, batches) if self._pins else batches
+        for key in keys:
+            batch = self._make[key]
+            yield batch.pin_memory() if self._pins else batch
 
     def _made_by_workers(self, keys: Iterator[Key]) -> Iterator[Batch]:
         return iter(

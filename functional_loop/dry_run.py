@@ -17,7 +17,7 @@ from .chosen_batches import GivenBatches
 from .context import Context
 from .disk import checkpoint_file
 from .disk.saving import describe
-from .errors import noting
+from .errors import keeping_stop_iteration, noting
 from .fake_values import Allocations, Ones
 from .loop import Loop, init
 from .plain import encode
@@ -63,6 +63,7 @@ class DryRun:
         return "\n".join(_lines(self))
 
 
+@keeping_stop_iteration()
 def dry_run(loop: Loop, seed: int = 0, *, real_batch: bool = False) -> DryRun:
     """Walk through all stages of ``loop`` on fake tensors, which have shapes and no values, and say what they are.
 
@@ -115,8 +116,8 @@ def dry_run(loop: Loop, seed: int = 0, *, real_batch: bool = False) -> DryRun:
         )
     return DryRun(
         stages=stages,
-        batches_per_epoch=loop.train.length,
-        valid_batches=None if loop.valid is None else loop.valid.length,
+        batches_per_epoch=loop.train.expected_length,
+        valid_batches=None if loop.valid is None else loop.valid.expected_length,
         epochs=loop.epochs,
         parameters=sum(p.numel() for p in end.params.values()),
         memory=memory,
@@ -128,7 +129,7 @@ def dry_run(loop: Loop, seed: int = 0, *, real_batch: bool = False) -> DryRun:
 
 
 def _length(source: BatchSource | None) -> int:
-    return 1 if source is None or source.length is None else source.length
+    return 1 if source is None or source.expected_length is None else source.expected_length
 
 
 def _first(source: BatchSource, seed: int) -> Batch:

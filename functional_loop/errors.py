@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from contextlib import ContextDecorator, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -149,6 +149,48 @@ class Region(Generic[T]):
             if raised is not error and not (isinstance(error, StopIteration) and raised.__cause__ is error):
                 raise
             BaseException.with_traceback(error, trace)
+
+
+class keeping_stop_iteration(ContextDecorator):  # noqa: N801
+    """A region, or a function, that a ``StopIteration`` of other code leaves as what it is.
+
+    Python takes one that leaves a generator for a mistake, and raises a RuntimeError of it (PEP 479). Our generators
+    run hooks, networks and datasets, whose errors keep their type.
+    """
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if (stop := _stop_iteration_in(error)) is None or error is None:
+            return
+        for note in notes_of(error):
+            add_note(stop, note)
+        if (ctx := context_of(error)) is not None:
+            attach_context(stop, ctx)
+        context = stop.__context__
+        try:
+            raise stop
+        finally:
+            stop.__context__ = context
+
+
+class telling_of_stop_iteration(keeping_stop_iteration):  # noqa: N801
+    """The same within a generator, which none can leave: the RuntimeError has all notes, and it as its cause."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if (stop := _stop_iteration_in(error)) is not None and error is not None:
+            for note in notes_of(stop):
+                add_note(error, note)
+
+
+def _stop_iteration_in(error: BaseException | None) -> StopIteration | None:
+    """What a generator of ours made ``error`` of; one of others has made what it was meant to make."""
+    stop = error.__cause__ if isinstance(error, RuntimeError) else None
+    if not isinstance(stop, StopIteration) or stop.__traceback__ is None:
+        return None
+    # The frame that it left last is the first of its traceback.
+    name = str(stop.__traceback__.tb_frame.f_globals.get("__name__"))
+    return stop if name.startswith(f"{__package__}.") else None
 
 
 def attach_context(error: BaseException, ctx: Context) -> None:

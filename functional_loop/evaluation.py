@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 from torch import Tensor
@@ -9,19 +11,23 @@ from torch import Tensor
 from . import measures
 from .batch_stages import evaluate
 from .context import Context, check_context, first_output
-from .data import BatchSource, batches, to_device
+from .data import Batch, BatchSource, batches, to_device
 from .ensembles.evaluation import member_outputs, member_scores
+from .errors import keeping_stop_iteration, noting
 from .outputs import leaves
+from .reading import VALIDATION, Item, Reader, check_validated
 from .record import evolve
 
 
+@keeping_stop_iteration()
 def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float]:
     """Scores of ``measures_valid`` by id, on ``source`` or on the loop's own validation data; no hooks run.
 
     Of a stacked context every score is a float64 tensor of shape ``(members,)`` where members differ.
 
     Raises:
-        ValueError: there is neither a source nor validation data, or the loop has no ``measures_valid``.
+        ValueError: there is neither a source nor validation data, it has no batch, or the loop has no
+            ``measures_valid``.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -43,6 +49,7 @@ def validate(ctx: Context, source: BatchSource | None = None) -> dict[str, float
     return measures.scores(chosen, running)
 
 
+@keeping_stop_iteration()
 def predict(ctx: Context, x: Any, *, batch_size: int | None = None) -> Any:
     """Outputs of the network in evaluation mode, in the order of the rows.
 
@@ -97,12 +104,19 @@ def _rows(x: Any) -> int:
     return int(first.shape[0])
 
 
-def _outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -> Any:
+def _outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -> Generator[tuple[Any, Any, Batch]]:
     step = ctx.loop.borrow_step()
+    at = evolve(ctx, step_valid=0)
     try:
-        for position, (batch, _) in enumerate(source.fetch(ctx.seed, max(ctx.epoch, 1), 0, ()), 1):
-            batch = to_device(batch, ctx.loop.device)
-            at = evolve(ctx, step_valid=position)
-            yield *evaluate(step, at, batch, with_loss), batch
+        with closing(Reader(source, VALIDATION, ctx.seed, max(ctx.epoch, 1), 0, ())) as reader:
+            while (item := _next(reader, at.step_valid + 1)) is not None:
+                batch, at = to_device(item.batch, ctx.loop.device), evolve(at, step_valid=at.step_valid + 1)
+                yield *evaluate(step, at, batch, with_loss), batch
+        check_validated(at)
     finally:
         ctx.loop.return_step(step)
+
+
+def _next(reader: Reader, number: int) -> Item | None:
+    with noting(lambda: f"while reading batch {number} of the data"):
+        return reader.take()

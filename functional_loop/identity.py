@@ -113,6 +113,10 @@ def kind_of(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
+_LATER = frozenset({"sampled"})
+"""Keys of fingerprints that were added within a version of the state dict."""
+
+
 class Difference(str):
     """A line that says how two values differ, and the ``path`` at which they do."""
 
@@ -122,6 +126,11 @@ class Difference(str):
         made = super().__new__(cls, f"{path}: {how}")
         made.path = path
         return made
+
+    @property
+    def is_of_earlier_version(self) -> bool:
+        """Whether it is no more than that earlier versions did not save this."""
+        return self.path.rpartition("/")[2] in _LATER and ": missing in what was saved" in self
 
     def is_allowed(self, allow: Patterns) -> bool:
         """Whether a pattern matches the path, the beginning of it, or a name in it.
@@ -159,7 +168,7 @@ FIXED = ("network/", "optimizer/", "seed")
 
 def compare_runs(saved: dict[str, Any], here: dict[str, Any], allow: Patterns = ()) -> list[Difference]:
     """The differences of two fingerprints but for those that are allowed; what is `FIXED` can't be."""
-    found = compare(saved, here)
+    found = (line for line in compare(saved, here) if not line.is_of_earlier_version)
     return [line for line in found if line.path.startswith(FIXED) or not line.is_allowed(allow)]
 
 

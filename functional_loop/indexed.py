@@ -56,6 +56,7 @@ class IndexedSource(BatchSource):
             "weighted": order.weights is not None,
             "weights": order.weights_sha256,
             **({"bootstrap": True} if order.bootstrap else {}),
+            **({"sampled": len(order)} if order.sampler is not None else {}),
         }
 
     def _indices(self, seed: int, epoch: int, start: int) -> Iterator[torch.Tensor]:

@@ -13,10 +13,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from .batch import Batch, BatchSource, as_batch, copied
+from .epochs import Epochs
+from .loader_ends import END, iter_of, next_item
+from .node_loaders import NodeLoader
 from .plain import check_plain
 from .rng import fold_in, seeded
 
-_END = object()
 # Who reads a loader with a state, by the id of the loader, which the reader keeps alive.
 _readers: dict[int, object] = {}
 _EXACT = "batches(dataset, ...) resumes at once and exactly"
@@ -28,7 +30,16 @@ class LoaderSource(BatchSource):
 
     loader: Any
     to_batch: Callable[[Any], Any] | None
-    length: int | None
+    claimed: int | None
+    """The length that the loader says it has."""
+
+    @property
+    def length(self) -> None:
+        return None
+
+    @property
+    def expected_length(self) -> int | None:
+        return self.claimed
 
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
         if start:
@@ -41,7 +52,7 @@ class LoaderSource(BatchSource):
         return {
             "kind": "loader",
             "length": _length(getattr(loader, "dataset", None)),
-            "batches": self.length,
+            "batches": self.claimed,
             "batch_size": getattr(loader, "batch_size", None),
             "shuffle": type(getattr(loader, "sampler", None)).__name__ == "RandomSampler",
             "drop_last": getattr(loader, "drop_last", None),
@@ -58,22 +69,19 @@ class LoaderSource(BatchSource):
             iterator = self._start(seed, epoch)
         for step in itertools.count(done + 1):
             with seeded(fold_in(place, "batch", step)):
-                item = next(iterator, _END)
-                if item is _END and restart and step == 1:
+                item = next_item(iterator)
+                if item is END and restart and step == 1:
                     iterator = self._start(seed, epoch)
-                    item = next(iterator, _END)
-                if item is _END:
+                    item = next_item(iterator)
+                if item is END:
                     return
                 batch = self._batch(item) if step > done + skip else None
             if batch is not None:
                 yield batch
 
     def _start(self, seed: int, epoch: int) -> Iterator[Any]:
-        for name in ("dataset", "sampler", "batch_sampler"):
-            part: Any = getattr(self.loader, name, None)
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-        return iter(self.loader)
+        Epochs(self.loader).tell(seed, epoch)
+        return iter_of(self.loader)
 
     def _batch(self, item: Any) -> Batch:
         batch = as_batch(self.to_batch(item) if self.to_batch else item)
@@ -95,20 +103,22 @@ class StatefulLoaderSource(LoaderSource):
             _warn_of_replay(start)
         elif start:
             _warn_of_workers(self.loader)
-        reader = _readers[id(self.loader)] = object()
+        # Two sources of one `torchdata.nodes.Loader` share the root of its nodes.
+        key, reader = id(getattr(self.loader, "root", self.loader)), object()
+        _readers[key] = reader
         try:
             self.loader.load_state_dict(copy.deepcopy(self.found) if fresh else _unpacked(state))
             done, skip = (0, start) if fresh else (start, 0)
             for batch in self._read(seed, epoch, done=done, skip=skip, restart=not fresh):
                 yield batch, _packed_state(self.loader)
-                if _readers.get(id(self.loader)) is not reader:
+                if _readers.get(key) is not reader:
                     raise RuntimeError(
                         f"another run has begun to read this {type(self.loader).__name__}, which has but one state; "
                         "give each run a loader of its own, or use batches(dataset, ...), which runs can share"
                     )
         finally:
-            if _readers.get(id(self.loader)) is reader:
-                del _readers[id(self.loader)]
+            if _readers.get(key) is reader:
+                del _readers[key]
                 self.loader.load_state_dict(copy.deepcopy(self.found))
 
     def _start(self, seed: int, epoch: int) -> Iterator[Any]:
@@ -116,6 +126,8 @@ class StatefulLoaderSource(LoaderSource):
         generator: Any = getattr(getattr(self.loader, "sampler", None), "generator", None)
         if generator is not None:
             generator.manual_seed(fold_in(seed, "order", epoch))
+        if isinstance(self.loader, NodeLoader):
+            self.loader.seed_order(fold_in(seed, "order", epoch))
         return super()._start(seed, epoch)
 
 
@@ -123,6 +135,8 @@ def from_loader(loader: Any, *, to_batch: Callable[[Any], Any] | None = None) ->
     """Batches of a loader; see ``batches``."""
     if to_batch is not None and not callable(to_batch):
         raise TypeError(f"to_batch must be a function, not {to_batch!r}")
+    if type(loader).__module__.startswith("torchdata.nodes") and hasattr(loader, "root"):
+        loader = NodeLoader(loader)
     stateful = _has_state(loader) and not _skips_blindly(loader)
     if isinstance(loader, DataLoader):
         _check_data_loader(loader, stateful)
@@ -131,8 +145,8 @@ def from_loader(loader: Any, *, to_batch: Callable[[Any], Any] | None = None) ->
         raise ValueError(f"the {type(loader).__name__} has no batches")
     if not stateful:
         return LoaderSource(loader, to_batch, length)
-    # A torchdata loader starts anew when it loads nothing; others are asked where they start.
-    found = {} if isinstance(loader, DataLoader) else _unpacked(_packed_state(loader))
+    # Those of torchdata start anew when they load nothing; others are asked where they start.
+    found = {} if isinstance(loader, (DataLoader, NodeLoader)) else _unpacked(_packed_state(loader))
     return StatefulLoaderSource(loader, to_batch, length, found)
 
 

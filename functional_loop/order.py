@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import torch
 
+from .epochs import Epochs
 from .record import tensor_bytes
 from .rng import fold_in, seeded
 
@@ -30,14 +31,20 @@ class Order:
     sampler: Any = None
     bootstrap: bool = False
     weights_sha256: str = attrs.field(init=False, repr=False)
+    _length: int = attrs.field(init=False, repr=False)
     _last: tuple[tuple[int, int], torch.Tensor] | None = attrs.field(default=None, init=False, repr=False)
 
     @weights_sha256.default
     def _hash_weights(self) -> str:
         return "" if self.weights is None else sha256(tensor_bytes(self.weights)).hexdigest()
 
-    def __len__(self) -> int:
+    @_length.default
+    def _count(self) -> int:
+        # Once, because that of a sampler may follow the epoch that it was told last.
         return self.rows if self.sampler is None else len(self.sampler)
+
+    def __len__(self) -> int:
+        return self._length
 
     def __call__(self, seed: int, epoch: int) -> torch.Tensor:
         """The row numbers of ``epoch``, an int64 tensor that is shared and must not be written to."""
@@ -51,10 +58,9 @@ class Order:
         return drawn
 
     def _draw(self, seed: int, epoch: int) -> torch.Tensor:
-        position = fold_in(seed, "order", epoch)
         if self.sampler is not None:
-            return self._sample(position, epoch)
-        generator = torch.Generator().manual_seed(position)
+            return self._sample(seed, epoch)
+        generator = torch.Generator().manual_seed(fold_in(seed, "order", epoch))
         if self.weights is not None:
             return torch.multinomial(self.weights, self.rows, replacement=True, generator=generator)
         if self.shuffle:
@@ -65,13 +71,15 @@ class Order:
         generator = torch.Generator().manual_seed(fold_in(seed, "bootstrap", 0))
         return torch.randint(self.rows, (self.rows,), generator=generator, device="cpu")
 
-    def _sample(self, position: int, epoch: int) -> torch.Tensor:
-        with seeded(position):
-            if hasattr(self.sampler, "set_epoch"):
-                self.sampler.set_epoch(epoch)
+    def _sample(self, seed: int, epoch: int) -> torch.Tensor:
+        Epochs(self.sampler).tell(seed, epoch)
+        with seeded(fold_in(seed, "order", epoch)):
             drawn = torch.tensor([operator.index(i) for i in self.sampler], dtype=torch.int64, device="cpu")
         if len(drawn) != len(self):
-            raise ValueError(f"sampler: its length is {len(self)}, but in epoch {epoch} it gave {len(drawn)} indices")
+            raise ValueError(
+                f"sampler: its length was {len(self)} when the source was made, but in epoch {epoch} it gave "
+                f"{len(drawn)} indices; batches(DataLoader(..., batch_sampler=...)) may have epochs of other lengths"
+            )
         if len(drawn) and not 0 <= int(drawn.min()) <= int(drawn.max()) < self.rows:
             raise ValueError(f"sampler: in epoch {epoch} it gave indices outside 0 to {self.rows - 1}")
         return drawn

@@ -21,6 +21,10 @@ class SameOrder(BatchSource):
     def length(self) -> int | None:
         return self.source.length
 
+    @property
+    def expected_length(self) -> int | None:
+        return self.source.expected_length
+
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
         return self.source.fetch(self.seed, epoch, start, state)
 

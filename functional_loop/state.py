@@ -19,6 +19,7 @@ from .identity import PLACE, TREES, Difference, compare, differences, identity, 
 from .migrations import VERSION, migrate
 from .patterns import Patterns
 from .plain import check_plain, decode, encode
+from .reading import as_places, without_hashes, without_validation
 from .record import evolve, tensor_bytes
 
 StateDict = dict[str, Any]
@@ -158,7 +159,10 @@ def _adapted(ctx: Context, changed: set[str]) -> Context:
     if "measures_train" in changed:
         ctx = evolve(ctx, measures={**ctx.measures, "train": ()})
     if changed & {"valid", "measures_valid"} and ctx.stage == "batch_valid_end":
-        ctx = evolve(ctx, stage="before_valid", step_valid=0, measures={**ctx.measures, "valid": ()})
+        running = {**ctx.measures, "valid": ()}
+        ctx = evolve(ctx, stage="before_valid", step_valid=0, measures=running, data=without_validation(ctx.data))
+    if "train" in changed:
+        ctx = evolve(ctx, data=without_hashes(ctx.data))
     return ctx
 
 
@@ -182,7 +186,8 @@ def _loaded(ctx: Context, sd: StateDict) -> Context:
             "slots": {name: _clone_slot(slot, ctx.params[name]) for name, slot in by_name.items()},
         },
         callbacks={**ctx.callbacks, **_clone(slots, device)},
-        **{name: _clone(decode(sd[name]), device) for name in TREES},
+        **{name: _clone(decode(sd[name]), device) for name in TREES if name != "data"},
+        data=as_places(_clone(decode(sd["data"]), device), sd["epoch"], sd["step"]),
     )
 
 

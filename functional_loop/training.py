@@ -11,9 +11,10 @@ from .batch_stages import pass_over, train_batch
 from .context import Context, check_boundary
 from .donation import give_back, take
 from .ensembles.training import iterate_members, train_members
-from .errors import attach_context, region
+from .errors import attach_context, keeping_stop_iteration, region, telling_of_stop_iteration
 from .fast.in_place import InPlaceStretch
 from .leaving import run_exit, run_resume
+from .reading import TRAINING, Item, Reader
 from .step import Step, autocast_off
 from .walk import Walk
 
@@ -67,13 +68,15 @@ def train(ctx: Context, steps: int | None = None) -> Context:
     walk = Walk(ctx, stop=goal)
     # So that the walk can free the tensors of a context that nobody else has.
     del ctx
-    with _entered(walk):
+    with keeping_stop_iteration(), _entered(walk):
         while walk.advance() and not (walk.ctx.global_step == goal and walk.ctx.stage == "batch_end"):
             pass
     return walk.ctx
 
 
-def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = False) -> Context:
+def train_step(
+    ctx: Context, batch: Batch | tuple[Any, Any], *, last: bool | None = None, donate: bool = False
+) -> Context:
     """One batch, with the three batch stages: the context of its ``batch_end``.
 
     For those who bring their own batches. The batch takes the place of the epoch's next that is not skipped; ``exit``
@@ -82,12 +85,15 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
     Args:
         ctx: a context after ``epoch_begin`` or ``batch_end``.
         batch: a `Batch` or a pair ``(x, y)``; the network gets a copy.
+        last: whether it is the last of its epoch, which closes an open window of ``accumulate``. By default it is where
+            the length of the training data says so; that of a loader is an estimate.
         donate: use ``ctx`` up: its tensors are let go of while they are copied, which saves their memory where nothing
             else has them. A later look at it is a `DonatedError`. What shares its tensors (an earlier context, the
             state of a callback, an array) stays as it is.
 
     Raises:
-        ValueError: ``ctx`` is at another place in the loop, or its epoch has no batch left.
+        ValueError: ``ctx`` is at another place in the loop, its epoch has no batch left, ``last`` contradicts the
+            length of the training data, or is needed and not given.
 
     >>> from functional_loop.examples.digits import digits, loop
     >>> import functional_loop as fl
@@ -105,15 +111,17 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
             "walk there with iterate(ctx)"
         )
     _check_validation(ctx, "train_step")
-    length = ctx.loop.train.length
-    while ctx.step != length and ctx.global_step + 1 in ctx.loop.skipped(ctx.callbacks):
+    with keeping_stop_iteration():
+        skipped = ctx.loop.skipped(ctx.callbacks)
+    while not (done := _is_done(ctx)) and ctx.global_step + 1 in skipped:
         ctx = pass_over(ctx, ctx.data)
-    if ctx.step == length:
-        raise ValueError(f"epoch {ctx.epoch} has {length} batches and all are done: walk on with iterate(ctx)")
-    step, last = ctx.loop.borrow_step(), ctx.step + 1 == length
+    if done:
+        raise ValueError(f"epoch {ctx.epoch} has {ctx.step} batches and all are done: walk on with iterate(ctx)")
+    last = _is_last(ctx, last, skipped)
+    step = ctx.loop.borrow_step()
     try:
         own = copied(as_batch(batch))
-        with autocast_off(ctx.loop.device.type):
+        with keeping_stop_iteration(), autocast_off(ctx.loop.device.type):
             if donate:
                 return _train_and_use_up(step, ctx, own, last)
             return train_batch(step, ctx, own, ctx.data, last, probe=True)
@@ -124,6 +132,34 @@ def train_step(ctx: Context, batch: Batch | tuple[Any, Any], *, donate: bool = F
         ctx.loop.return_step(step)
 
 
+def _is_done(ctx: Context) -> bool:
+    """Whether the epoch is known to have no batch left."""
+    return Reader(ctx.loop.train, TRAINING, ctx.seed, ctx.epoch, ctx.step, ctx.data).ended
+
+
+def _is_last(ctx: Context, last: bool | None, skipped: frozenset[int]) -> bool:
+    """Whether the next batch, of ``train_step``, is the last of its epoch that is trained on."""
+    source = ctx.loop.train
+    if source.length is not None:
+        left = range(ctx.global_step + 2, ctx.global_step + 1 + source.length - ctx.step)
+        known = all(number in skipped for number in left)
+        if last is not None and last is not known:
+            raise ValueError(
+                f"train_step: last={last!r}, but step {ctx.step + 1} is {'' if known else 'not '}the last of an epoch "
+                f"of {source.length} batches"
+            )
+        return known
+    if last is not None or ctx.loop.accumulate == 1:
+        return bool(last)
+    expected = source.expected_length
+    if expected is not None and ctx.step >= expected:
+        raise ValueError(
+            f"train_step: by its len the training data has {expected} batches, and step {ctx.step + 1} comes after "
+            "them; with accumulate, say of every batch whether it is the last of its epoch, by last="
+        )
+    return ctx.step + 1 == expected
+
+
 def _train_and_use_up(step: Step, ctx: Context, batch: Batch, last: bool) -> Context:
     data = ctx.data
     if not InPlaceStretch.can_train(step, ctx):
@@ -132,7 +168,7 @@ def _train_and_use_up(step: Step, ctx: Context, batch: Batch, last: bool) -> Con
         return done
     stretch = InPlaceStretch(step, take(ctx))
     try:
-        stretch.run(iter([((batch, data), last)]), math.inf)
+        stretch.run(iter([Item(batch, data, last), None]).__next__, math.inf)
     except BaseException:
         give_back(ctx, stretch.context())
         raise
@@ -155,7 +191,7 @@ def _contexts(ctx: Context) -> Generator[Context]:
     walk = Walk(ctx)
     # The first context is the caller's to keep or to drop.
     del ctx
-    with _entered(walk):
+    with telling_of_stop_iteration(), _entered(walk):
         while walk.advance():
             yield walk.ctx
 

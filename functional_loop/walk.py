@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import count
 
 from . import measures
 from .batch_stages import boundary_after, place_of, train_batch, valid_batch
@@ -12,11 +14,10 @@ from .errors import noting
 from .fast.compiled import CompiledStep
 from .fast.compiled_stretch import CompiledStretch
 from .fast.in_place import InPlaceStretch
-from .fast.stretch import Item, Stretch
+from .fast.stretch import Stretch
+from .reading import TRAINING, VALIDATION, Item, Reader, check_epoch_done, check_validated, without_validation
 from .record import evolve
 from .step import Step, autocast_off
-
-T = TypeVar("T")
 
 
 class Walk:
@@ -81,65 +82,75 @@ class Walk:
         return True
 
     def _train_batches(self) -> Generator[bool]:
-        source, epoch = self._loop.train, self.ctx.epoch
-        if self.ctx.step == source.length:
-            return
-        batches = source.fetch(self.ctx.seed, epoch, self.ctx.step, self.ctx.data)
-        items: Iterator[Item]
-        if source.length is None and self._loop.accumulate > 1:
-            items = _mark_last(batches)
+        ctx = self.ctx
+        with closing(Reader(self._loop.train, TRAINING, ctx.seed, ctx.epoch, ctx.step, ctx.data)) as reader:
+            # Not to keep the memory of a context that nobody else has.
+            del ctx
+            if self.stop is not None and (kind := _kind_of_stretch(self._step, self._ctx)) is not None:
+                went_back = yield from self._train_stretches(kind, reader)
+            else:
+                went_back = yield from self._train_each(reader)
+        if went_back:
+            # To read on from there is what a resume does.
+            yield from self._train_batches()
         else:
-            items = ((item, i == source.length) for i, item in enumerate(batches, self.ctx.step + 1))
-        if self.stop is not None and (kind := _kind_of_stretch(self._step, self._ctx)) is not None:
-            yield from self._train_stretches(kind, items)
-        else:
-            went_back = yield from self._train_each(items)
-            if went_back:
-                # To read on from there is what a resume does.
-                if isinstance(batches, Generator):
-                    batches.close()
-                yield from self._train_batches()
-                return
-        if self.ctx.step == 0:
-            raise ValueError(f"the training data gave no batch in epoch {epoch}")
+            check_epoch_done(self.ctx)
 
-    def _train_stretches(self, kind: type[Stretch], items: Iterator[Item]) -> Generator[bool]:
+    def _train_stretches(self, kind: type[Stretch], reader: Reader) -> Generator[bool, None, bool]:
         """All batches of the epoch, stop by stop."""
-        ended = False
-        while not ended:
+        while not reader.ended:
             assert self.stop is not None
             stop = self.stop
             self._stretch = kind(self._step, self._ctx)
             # Its tensors are to be freed as the stretch copies them.
             del self._ctx
-            self._stretch.run(items, stop)
+            self._stretch.run(reader.take, stop)
             self._ctx, done, self._stretch = self._stretch.context(), self._stretch.batches, None
             if done:
                 yield True
-            ended = self._ctx.global_step != stop or self._ctx.step == self._loop.train.length
+        return False
 
-    def _train_each(self, items: Iterator[Item]) -> Generator[bool, None, bool]:
+    def _train_each(self, reader: Reader) -> Generator[bool, None, bool]:
         """Batch by batch, until a hook goes back to an earlier context; whether one did."""
-        probe = True
-        while (item := _next(items, lambda: f"training data ({place_of(self.ctx, step=1)})")) is not None:
-            (batch, data), last = item
+        probe, ahead = True, deque[Item]()
+        while (item := self._next(reader, ahead)) is not None:
             number = self.ctx.global_step + 1
-            self._ctx = train_batch(self._step, self.ctx, batch, data, last, probe)
+            self._ctx = train_batch(self._step, self.ctx, item.batch, item.data, item.last, probe)
             yield True
             if self.ctx.global_step != number:
                 return True
             probe = False
         return False
 
+    def _next(self, reader: Reader, ahead: deque[Item]) -> Item | None:
+        """The next batch; the last of the epoch if those after it, which go to ``ahead``, are all passed over."""
+
+        def take() -> Item | None:
+            return _take(reader, lambda: f"training data ({place_of(self.ctx, step=1 + len(ahead))})")
+
+        item = ahead.popleft() if ahead else take()
+        if item is None or item.last or self._loop.accumulate == 1:
+            return item
+        skipped, number = self._loop.skipped(self.ctx.callbacks), self.ctx.global_step + 1
+        for i in count():
+            if number + i + 1 not in skipped:
+                return item
+            if i == len(ahead) and (following := take()) is not None:
+                ahead.append(following)
+            if i == len(ahead) or ahead[i].last:
+                return item._replace(last=True)
+        raise AssertionError
+
     def _valid_batches(self) -> Iterator[bool]:
-        source = self._loop.valid
+        source, ctx = self._loop.valid, self.ctx
         assert source is not None
-        if self.ctx.step_valid == source.length:
-            return
-        batches = source.fetch(self.ctx.seed, self.ctx.epoch, self.ctx.step_valid, ())
-        while (item := _next(batches, lambda: f"validation data ({place_of(self.ctx, step_valid=1)})")) is not None:
-            self._ctx = valid_batch(self._step, self.ctx, item[0])
-            yield True
+        with closing(Reader(source, VALIDATION, ctx.seed, ctx.epoch, ctx.step_valid, ctx.data)) as reader:
+            # Not to keep the memory of a context that nobody else has.
+            del ctx
+            while (item := _take(reader, lambda: f"validation data ({place_of(self.ctx, step_valid=1)})")) is not None:
+                self._ctx = valid_batch(self._step, self.ctx, item.batch, item.data)
+                yield True
+        check_validated(self.ctx)
 
 
 def _kind_of_stretch(step: Step, ctx: Context) -> type[Stretch] | None:
@@ -151,23 +162,12 @@ def _kind_of_stretch(step: Step, ctx: Context) -> type[Stretch] | None:
 def _next_epoch(ctx: Context) -> Context:
     loop = ctx.loop
     running = measures.start(loop.measures_train) if loop.evaluates(ctx.epoch + 1) else ()
-    # A window that train_step left open does not reach into this epoch.
-    return evolve(ctx, epoch=ctx.epoch + 1, step=0, accumulated=(), measures={"train": running, "valid": ()})
+    return evolve(ctx, epoch=ctx.epoch + 1, step=0, measures={"train": running, "valid": ()})
 
 
-def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """Every item, and whether it is the last: reads one item ahead."""
-    iterator = iter(items)
-    for item in iterator:
-        for following in iterator:
-            yield item, False
-            item = following
-        yield item, True
-
-
-def _next(items: Iterator[T], place: Callable[[], str]) -> T | None:
+def _take(reader: Reader, place: Callable[[], str]) -> Item | None:
     with noting(lambda: f"while reading the {place()}"):
-        return next(items, None)
+        return reader.take()
 
 
 def _score_train(ctx: Context) -> Context:
@@ -179,6 +179,6 @@ def _score_train(ctx: Context) -> Context:
 
 def _score_valid(ctx: Context) -> Context:
     with noting(lambda: f"in the validation scores ({place_of(ctx)})"):
-        running = ctx.measures["valid"] if ctx.step_valid else measures.start(ctx.loop.measures_valid)
-        scores = measures.scores(ctx.loop.measures_valid, running)
-    return evolve(ctx, last_scores_valid=scores, measures={**ctx.measures, "valid": ()})
+        scores = measures.scores(ctx.loop.measures_valid, ctx.measures["valid"])
+    running = {**ctx.measures, "valid": ()}
+    return evolve(ctx, last_scores_valid=scores, measures=running, data=without_validation(ctx.data))

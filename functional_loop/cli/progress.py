@@ -107,17 +107,19 @@ class LiveProgress:
 
 def _bar(ctx: Context) -> ProgressBar:
     """How much of the run is done; a pulse where the data does not say how long an epoch is."""
-    length = ctx.loop.train.length
+    length = ctx.loop.train.expected_length
     if length is None:
         return ProgressBar(total=None, width=30, pulse=True)
     done = max(ctx.epoch - 1, 0) * length + ctx.step
-    return ProgressBar(total=max(ctx.loop.epochs * length, 1), completed=done, width=30)
+    total = max(ctx.loop.epochs * length, 1)
+    # What a loader says of its length is an estimate.
+    return ProgressBar(total=total, completed=min(done, total), width=30)
 
 
 def describe_place(ctx: Context) -> str:
     """Epoch and step, out of how many."""
-    length = ctx.loop.train.length
-    step = f"step {ctx.step}" + (f"/{length}" if length is not None else "")
+    length = ctx.loop.train.expected_length
+    step = f"step {ctx.step}" + (f"/{length}" if length is not None and ctx.step <= length else "")
     return f"epoch {ctx.epoch}/{ctx.loop.epochs}  {step}" + ("  validating" if ctx.step_valid else "")
 
 

@@ -196,7 +196,7 @@ def _place(ctx: Context) -> str:
         return f"the {'start' if ctx.epoch == 0 else 'end'} of the run"
     if ctx.stage == "epoch_end":
         return f"epoch {ctx.epoch} of {ctx.loop.epochs}"
-    length = ctx.loop.train.length
-    of = f" of {length}" if length is not None else ""
+    length = ctx.loop.train.expected_length
+    of = f" of {length}" if length is not None and ctx.step <= length else ""
     validation = f", validation step {ctx.step_valid}" if ctx.step_valid else ""
     return f"step {ctx.step}{of} of epoch {ctx.epoch} of {ctx.loop.epochs}{validation}"

@@ -10,6 +10,7 @@ from ..batch import Batch, BatchSource, to_device
 from ..batch_stages import evaluate
 from ..context import Context
 from ..outputs import plain, restored
+from ..reading import VALIDATION, check_validated
 from ..record import evolve
 from .ensemble import member_seeds, split_context
 from .member_data import fetch_members
@@ -23,10 +24,11 @@ def member_outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -
     """The outputs, the losses if wanted, and the batch, stacked, for every batch of ``source``."""
     assert ctx.ensemble is not None
     seeds = member_seeds(ctx)
-    fetched = fetch_members(source, seeds, max(ctx.epoch, 1), 0, [()] * len(seeds))
+    fetched = fetch_members(source, VALIDATION, seeds, max(ctx.epoch, 1), 0, [()] * len(seeds))
     step = MembersStep(ctx.loop) if choose(ctx).vectorised else ctx.loop.borrow_step()
     try:
-        for position, (batch, _) in enumerate(fetched, 1):
+        position = 0
+        for position, (batch, _, _) in enumerate(fetched, 1):
             batch, at = to_device(batch, ctx.loop.device), evolve(ctx, step_valid=position)
             if isinstance(step, MembersStep):
                 yield *evaluate_members(step, at, batch, with_loss), batch
@@ -35,6 +37,7 @@ def member_outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -
                 made = [evaluate(step, evolve(c, step_valid=position), own, with_loss) for c, own in parts]
                 outputs, losses = combine([(plain(y_hats), loss) for y_hats, loss in made])
                 yield restored(outputs), losses, batch
+        check_validated(evolve(ctx, step_valid=position))
     finally:
         if isinstance(step, MembersStep):
             step.release()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 import optree
@@ -10,53 +11,64 @@ from torch import Tensor
 
 from ..batch import Batch, BatchSource
 from ..indexed import TensorSource
+from ..reading import Reader
 from ..record import tree_map
 from ..same_order import SameOrder
 from .stacking import combine
 
+Read = tuple[Batch, Sequence[Any], bool]
+"""The stacked batch, ``ctx.data`` of every member after it, and whether it is the last of the epoch."""
+
 
 def fetch_members(
-    source: BatchSource, seeds: Sequence[int], epoch: int, start: int, states: Sequence[Any]
-) -> Generator[tuple[Batch, list[Any]]]:
-    """As ``source.fetch``, with the batches of all members stacked: those that each would get in its solo run.
+    source: BatchSource, part: str, seeds: Sequence[int], epoch: int, start: int, data: Sequence[Any]
+) -> Generator[Read]:
+    """What a `Reader` of every member would give in its solo run, with the batches of all members stacked.
 
     Where all get the same rows there is one copy of them, which all share.
 
     Raises:
         ValueError: the members get different numbers of batches, or of rows in a batch.
     """
-    if len(set(seeds)) == 1 or isinstance(source, SameOrder):
-        return _shared(source.fetch(seeds[0], epoch, start, states[0]), len(seeds))
+    if len(set(seeds)) == 1 or isinstance(source, SameOrder) or (isinstance(source, TensorSource) and source.is_fixed):
+        return _shared(Reader(source, part, seeds[0], epoch, start, data[0]), data)
     if isinstance(source, TensorSource):
-        if source.is_fixed:
-            return _shared(source.fetch(seeds[0], epoch, start, ()), len(seeds))
-        return _without_states(source.fetch_many(seeds, epoch, start), len(seeds))
-    return _side_by_side([source.fetch(seed, epoch, start, state) for seed, state in zip(seeds, states, strict=True)])
+        return _in_one_copy(source, seeds, epoch, start, data)
+    return _side_by_side([Reader(source, part, s, epoch, start, d) for s, d in zip(seeds, data, strict=True)], data)
 
 
-def _without_states(batches: Iterable[Batch], members: int) -> Generator[tuple[Batch, list[Any]]]:
-    for batch in batches:
-        yield batch, [()] * members
+def _in_one_copy(
+    source: TensorSource, seeds: Sequence[int], epoch: int, start: int, data: Sequence[Any]
+) -> Generator[Read]:
+    for step, batch in enumerate(source.fetch_many(seeds, epoch, start), start + 1):
+        yield batch, data, step == source.length
 
 
-def _shared(batches: Iterable[tuple[Batch, Any]], members: int) -> Generator[tuple[Batch, list[Any]]]:
-    for batch, state in batches:
-        yield tree_map(lambda leaf: _expanded(leaf, members), batch), [state] * members
+def _shared(reader: Reader, data: Sequence[Any]) -> Generator[Read]:
+    members = len(data)
+    with closing(reader):
+        while (item := reader.take()) is not None:
+            after = data if item.data is data[0] else [item.data] * members
+            yield tree_map(lambda leaf: _expanded(leaf, members), item.batch), after, item.last
 
 
 def _expanded(leaf: Any, members: int) -> Any:
     return leaf.expand(members, *leaf.shape) if isinstance(leaf, Tensor) else leaf
 
 
-def _side_by_side(fetched: list[Iterator[tuple[Batch, Any]]]) -> Generator[tuple[Batch, list[Any]]]:
-    while True:
-        items = [next(batches, None) for batches in fetched]
-        made = [item for item in items if item is not None]
-        if not made:
-            return
-        if len(made) < len(items):
-            raise ValueError("the members of an ensemble get different numbers of batches: use mode='exact'")
-        batch = combine([batch for batch, _ in made])
-        if not all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(batch)):
-            raise ValueError("the batches of the members are of different shapes: use mode='exact'")
-        yield batch, [state for _, state in made]
+def _side_by_side(readers: Sequence[Reader], data: Sequence[Any]) -> Generator[Read]:
+    with ExitStack() as opened:
+        for reader in readers:
+            opened.enter_context(closing(reader))
+        while True:
+            items = [reader.take() for reader in readers]
+            made = [item for item in items if item is not None]
+            if not made:
+                return
+            if len(made) < len(items) or len({item.last for item in made}) > 1:
+                raise ValueError("the members of an ensemble get different numbers of batches: use mode='exact'")
+            batch = combine([item.batch for item in made])
+            if not all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(batch)):
+                raise ValueError("the batches of the members are of different shapes: use mode='exact'")
+            after = data if all(i.data is d for i, d in zip(made, data, strict=True)) else [i.data for i in made]
+            yield batch, after, made[0].last

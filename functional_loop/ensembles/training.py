@@ -9,7 +9,7 @@ from typing import Any
 
 from ..batch_stages import run_hook
 from ..context import Context
-from ..errors import attach_context
+from ..errors import attach_context, keeping_stop_iteration, telling_of_stop_iteration
 from ..leaving import Call, run_exit, run_resume
 from ..loop import Loop
 from ..record import evolve
@@ -26,7 +26,7 @@ from .walk import Crew, walk_vectorised
 
 def iterate_members(ctx: Context) -> Generator[Context]:
     """Every boundary context after ``ctx``; see `iterate`."""
-    with closing(_run(ctx, None)) as runs:
+    with telling_of_stop_iteration(), closing(_run(ctx, None)) as runs:
         for run in runs:
             yield run.context()
 
@@ -34,7 +34,7 @@ def iterate_members(ctx: Context) -> Generator[Context]:
 def train_members(ctx: Context, steps: int | None) -> Context:
     """See `train`; ``steps`` are those of the members that still train."""
     goal = math.inf if steps is None else ctx.global_step + steps
-    with closing(_run(ctx, goal)) as runs:
+    with keeping_stop_iteration(), closing(_run(ctx, goal)) as runs:
         for run in runs:
             if run.crew.live.global_step == goal and run.crew.live.stage == "batch_end":
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
 from weakref import WeakSet
@@ -15,6 +15,7 @@ from ..batch_stages import for_network
 from ..context import Context, after
 from ..errors import noting
 from ..measures import Measure
+from ..reading import TRAINING, VALIDATION, Item, check_epoch_done, check_validated, without_validation
 from ..record import evolve, tree_map
 from ..rng import fold_in
 from .ensemble import combine_contexts, ended, member_seeds, own, split_context
@@ -125,38 +126,38 @@ def _members(ctx: Context) -> int:
 
 
 def _train_batches(step: MembersStep, ctx: Context) -> Iterator[Context]:
-    source = ctx.loop.train
-    if ctx.step == source.length:
-        return
-    states = split(ctx.data, _members(ctx))
-    batches = fetch_members(source, member_seeds(ctx), ctx.epoch, ctx.step, states)
-    item = _next(batches, ctx)
-    while item is not None:
-        batch, states = item
-        if any(state != () for state in states):
-            ctx = evolve(ctx, data=combine(states))
-        if source.length is None:
-            item = _next(batches, ctx)
-        last = ctx.step + 1 == source.length or item is None
-        ctx = train_batch(step, ctx, batch, last)
-        yield ctx
-        if source.length is not None:
-            item = _next(batches, ctx)
-    if ctx.step == 0:
-        raise ValueError(f"the training data gave no batch in epoch {ctx.epoch}")
+    with closing(_read(ctx, TRAINING)) as items:
+        while (item := _next(items, ctx, "training data")) is not None:
+            ctx = train_batch(step, evolve(ctx, data=item.data), item.batch, item.last)
+            yield ctx
+    check_epoch_done(ctx)
+
+
+def _read(ctx: Context, part: str) -> Generator[Item]:
+    """The rest of an epoch of all members, with what their ``ctx.data`` become."""
+    loop, start = ctx.loop, ctx.step if part == TRAINING else ctx.step_valid
+    source = loop.train if part == TRAINING else loop.valid
+    assert source is not None
+    found, before = ctx.data, split(ctx.data, _members(ctx))
+    fetched = fetch_members(source, part, member_seeds(ctx), ctx.epoch, start, before)
+    # Not to keep its memory.
+    del ctx
+    with closing(fetched):
+        for batch, data, last in fetched:
+            yield Item(batch, found if data is before else combine(data), last)
 
 
 def train_inputs(ctx: Context) -> tuple[Batch, Any]:
     """The first batch of the epoch, and the seeds of its step."""
-    states = split(ctx.data, _members(ctx))
-    with closing(fetch_members(ctx.loop.train, member_seeds(ctx), ctx.epoch, ctx.step, states)) as batches:
-        batch, _ = next(batches)
+    with closing(_read(ctx, TRAINING)) as items:
+        batch = next(items).batch
     return to_device(batch, ctx.loop.device), _step_seeds(ctx)
 
 
-def _next(batches: Iterator[Any], ctx: Context) -> Any:
-    with noting(lambda: f"while reading the training data (epoch {ctx.epoch}, step {ctx.step + 1})"):
-        return next(batches, None)
+def _next(items: Generator[Item], ctx: Context, called: str) -> Item | None:
+    place = f"epoch {ctx.epoch}, step {ctx.step + 1}" if called == "training data" else f"epoch {ctx.epoch}"
+    with noting(lambda: f"while reading the {called} ({place})"):
+        return next(items, None)
 
 
 def train_batch(step: MembersStep, ctx: Context, batch: Batch, last: bool) -> Context:
@@ -199,21 +200,20 @@ def _add(ctx: Context, grads: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _valid_batches(step: MembersStep, ctx: Context) -> Iterator[Context]:
-    loop, source = ctx.loop, ctx.loop.valid
-    assert source is not None
+    loop = ctx.loop
     if ctx.stage == "before_valid":
         ctx = evolve(ctx, measures={**ctx.measures, "valid": _start(loop.measures_valid, ctx)})
-    if ctx.step_valid == source.length:
-        return
-    states = [()] * _members(ctx)
-    for batch, _ in fetch_members(source, member_seeds(ctx), ctx.epoch, ctx.step_valid, states):
-        ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device))
-        ctx = run_member_hooks("batch_valid_begin", ctx)
-        chosen, own = loop.measures_valid, for_network(ctx.batch, loop, "batch_valid_begin")
-        y_hats, losses = evaluate_members(step, ctx, own, measures.need_loss(chosen))
-        measured = _measured("valid", chosen, ctx, y_hats, losses)
-        ctx = run_stage("batch_valid_end", evolve(ctx, y_hats=y_hats, measures=measured))
-        yield ctx
+    with closing(_read(ctx, VALIDATION)) as items:
+        while (item := _next(items, ctx, "validation data")) is not None:
+            batch = to_device(item.batch, loop.device)
+            ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=batch, data=item.data)
+            ctx = run_member_hooks("batch_valid_begin", ctx)
+            chosen, own = loop.measures_valid, for_network(ctx.batch, loop, "batch_valid_begin")
+            y_hats, losses = evaluate_members(step, ctx, own, measures.need_loss(chosen))
+            measured = _measured("valid", chosen, ctx, y_hats, losses)
+            ctx = run_stage("batch_valid_end", evolve(ctx, y_hats=y_hats, measures=measured))
+            yield ctx
+    check_validated(ctx)
 
 
 def evaluate_members(step: MembersStep, ctx: Context, batch: Batch, with_loss: bool = False) -> tuple[Any, Any]:
@@ -275,4 +275,7 @@ def _score(part: str, ctx: Context) -> Context:
     if running != ():
         with noting(lambda: f"in the scores of an ensemble (epoch {ctx.epoch}, step {ctx.step})"):
             scores = combine([measures.scores(chosen, each) for each in split(running, _members(ctx))], numbers=True)
-    return evolve(ctx, measures={**ctx.measures, part: ()}, **{f"last_scores_{part}": scores})
+    changes = {"measures": {**ctx.measures, part: ()}, f"last_scores_{part}": scores}
+    if part == VALIDATION:
+        changes["data"] = without_validation(ctx.data)
+    return evolve(ctx, **changes)

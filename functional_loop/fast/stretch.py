@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,11 +14,9 @@ from ..batch import Batch, to_device
 from ..context import Context, after
 from ..errors import add_note
 from ..outputs import map_outputs
+from ..reading import Item
 from ..record import evolve
 from ..step import Step
-
-Item = tuple[tuple[Batch, Any], bool]
-"""A batch, the state of the source after it, and whether it is the last of its epoch."""
 
 
 class Stretch(ABC):
@@ -44,20 +42,19 @@ class Stretch(ABC):
 
     @abstractmethod
     def _train(self, batch: Batch, data: Any, probe: bool) -> None:
-        """Do one more batch, after which the state of the source is ``data``."""
+        """Do one more batch, with ``ctx.data`` after it."""
 
-    def run(self, items: Iterator[Item], stop: float) -> None:
-        """Train the batches that ``items`` gives, up to the ``stop``-th of the run."""
+    def run(self, take: Callable[[], Item | None], stop: float) -> None:
+        """Train the batches that ``take`` gives, up to the ``stop``-th of the run."""
         left, device = stop - self._start.global_step, self._start.loop.device
         probe = True
         try:
             with torch.enable_grad(), self._step.seeding.held():
                 while self.batches < left:
                     self._doing = "while reading the training data"
-                    if (item := next(items, None)) is None:
+                    if (item := take()) is None:
                         break
-                    (batch, data), _ = item
-                    self._train(to_device(batch, device), data, probe)
+                    self._train(to_device(item.batch, device), item.data, probe)
                     probe = False
         except BaseException as error:
             place = f"epoch {self._start.epoch}, step {self._start.step + self.batches + 1}"
