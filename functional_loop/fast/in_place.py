@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import call, setitem
 from typing import Any, NamedTuple
@@ -13,12 +13,13 @@ from torch import Tensor
 from ..batch import Batch
 from ..context import Context
 from ..lending import clone_tree
+from ..reading import Item
 from ..rng import fold_in
 from ..step import Step, Tensors, backward
 from .fast_update import FastUpdate, with_others
 from .kernels import Write
 from .mover import Mover
-from .stretch import Item, Stretch, nobody_looks
+from .stretch import Stretch, nobody_looks
 
 # Called with a function of no arguments.
 _call: Any = call
@@ -83,7 +84,7 @@ class InPlaceStretch(Stretch):
             data=place.data,
         )
 
-    def run(self, items: Iterator[Item], stop: float) -> None:
+    def run(self, take: Callable[[], Item | None], stop: float) -> None:
         # One by one, so that each original is freed at once where nothing else has the context. The network has those
         # of its last call.
         self._step.network.release()
@@ -93,7 +94,7 @@ class InPlaceStretch(Stretch):
         for own in slots.values():
             for key in own:
                 own[key] = clone_tree(own[key])
-        super().run(items, stop)
+        super().run(take, stop)
 
     def _train(self, batch: Batch, data: Any, probe: bool) -> None:
         place = self._place[0]
