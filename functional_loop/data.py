@@ -72,7 +72,7 @@ def batches(data: Any, /, y: Any = None, **options: Any) -> BatchSource:
         shuffle: whether each epoch has a random order of its own.
         drop_last: whether to leave out a last batch that is smaller.
         sampler: row numbers of an epoch, any iterable with a length. It is read once per epoch, under the seed of the
-            epoch, after ``set_epoch(epoch)`` if it has that.
+            epoch, and has the same length in all.
         weights: one number per row; an epoch is as many draws as there are rows, with replacement.
         bootstrap: whether every epoch is of one and the same sample of the rows, drawn with replacement from the seed
             of the run, of as many rows: so that the members of an ensemble are those of bagging. Rows that are not in
@@ -85,10 +85,14 @@ def batches(data: Any, /, y: Any = None, **options: Any) -> BatchSource:
         prefetch_factor, multiprocessing_context, timeout: as for ``torch.utils.data.DataLoader``.
 
     Random transforms of a dataset (torch, numpy, `random`) run under a seed per batch, on one thread; a dataset is a
-    function of row and seed, and is asked again for a batch in which it first draws from numpy or `random`. A loader
-    runs under seeds too. To resume in mid-epoch, it is read again from the start of the epoch, unless it has
-    ``state_dict`` and ``load_state_dict``, as those of torchdata: then its state is part of the run. Not part of it is
-    what its workers draw, or a sampler of one's own.
+    function of row and seed, and is asked again for a batch in which it first draws from numpy or `random`. Every
+    dataset, sampler, collate function and loader that has ``set_epoch`` is told the epoch, also those within others.
+
+    A loader runs under seeds too. What it says of its length is an estimate: one batch is read ahead to find the end of
+    an epoch. To resume in mid-epoch, it is read again from the start of the epoch, unless it has ``state_dict`` and
+    ``load_state_dict``, as those of torchdata: then its state is part of the run. Not part of it is what its workers
+    draw, or a sampler of one's own. A hash of the next batch is saved with the run, and a loader that gives another one
+    is an error.
 
     Raises:
         TypeError: the data is none of the three or can be read only once; an option is unknown or of a wrong type.

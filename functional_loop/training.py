@@ -23,7 +23,9 @@ def iterate(ctx: Context) -> Generator[Context]:
     """Every boundary context after ``ctx``, lazily, up to the one of ``end``.
 
     The caller may stop, keep what it was given, go on from any of it, or train a changed context instead. The
-    ``exit`` hooks run when the iterator ends, is closed or fails. A finished context has nothing after it.
+    ``exit`` hooks run when the iterator ends, is closed or fails. A finished context has nothing after it. A
+    ``StopIteration`` of a hook, the network or the data is the cause of a RuntimeError here, because Python lets none
+    leave a generator; `train` raises it as it is.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
