@@ -47,6 +47,7 @@ class Adapter:
             source=self.callback,
             whole=self.callback.whole,
             vectorises=self.callback.vectorises,
+            last=self.callback.last,
             **hooks,
         )
 

@@ -27,6 +27,7 @@ class CallbackSet:
     Attributes:
         id: the name of its slot in ``ctx.callbacks``: the class's name without ``CallbackSet``, in snake case.
         weight: callbacks run by ascending weight within a stage.
+        last: it runs after all that are not, whatever their weights: one that saves what a stage has left.
         ctx: the `ContextView`, or ``None``.
         volatile: its state is not the same in every run (a clock's, say): it is kept over restarts, but is no part of
             the digest and identity of a run.
@@ -67,6 +68,7 @@ class CallbackSet:
     replays: bool | None = None
     whole: ClassVar[bool] = False
     vectorises: ClassVar[bool] = False
+    last: bool = False
     for_one_run: ClassVar[bool] = False
     environment: Mapping[str, Any] = MappingProxyType({})
     known_state: Any = None

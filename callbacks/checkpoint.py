@@ -15,9 +15,9 @@ from .writing import CallbackSetWriting, PathOrFunction
 class CallbackSetCheckpoint(CallbackSetWriting):
     """Saves the context to a `CheckpointStore`: every few epochs or batches, and at the end.
 
-    It runs last in its stages (weight infinity), so that what it saves is what the other callbacks of the stage have
-    left. An ensemble is saved as one, with all its members. The end of the last epoch is saved in any case, because a
-    run that is to be longer goes on from there.
+    It runs after all others of its stages, whatever their weights, so that what it saves is what the other callbacks of
+    the stage have left. An ensemble is saved as one, with all its members. The end of the last epoch is saved in any
+    case, because a run that is to be longer goes on from there.
 
     Args:
         path: the folder of the store, or a function that returns it and is asked once per run.
@@ -63,6 +63,7 @@ class CallbackSetCheckpoint(CallbackSetWriting):
     """
 
     weight = math.inf
+    last = True
     whole = True
     for_one_run = False
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
+from ..disk.durable import replacing
 from .row_log import CallbackSetRowLog, Row
 
 
@@ -13,7 +15,9 @@ class CallbackSetCSVLog(CallbackSetRowLog):
     """Writes a row of scores for every epoch that has any, or of the loss for every ``every_steps`` batches, as CSV.
 
     Columns are ``epoch, train.<measure id>..., valid.<measure id>...``, or ``global_step, epoch, step, loss`` with
-    ``every_steps``. Numbers have all digits that they need to be read back exactly.
+    ``every_steps``. Scores that hooks add come after these, in columns that are added to the file, in one step, where
+    they first appear; earlier rows have empty cells in them. Numbers have all digits that they need to be read back
+    exactly.
 
     Args:
         path: the file, or a function that returns it and is asked once per run; its folder is made if there is none.
@@ -48,6 +52,22 @@ class CallbackSetCSVLog(CallbackSetRowLog):
 
     def _header(self, columns: list[str]) -> str:
         return _csv(columns)
+
+    def _columns_of(self, path: Path, expected: list[str]) -> list[str]:
+        try:
+            with open(path, newline="", errors="replace") as file:
+                found = next(csv.reader(file), [])
+        except (FileNotFoundError, csv.Error):
+            return expected
+        return found if found[: len(expected)] == expected else expected
+
+    def _widen(self, path: Path, before: list[str], columns: list[str]) -> None:
+        if not path.exists():
+            return
+        rows = path.read_bytes()[len(self._header(before).encode()) :].splitlines()
+        empty = b"," * (len(columns) - len(before))
+        with replacing(path.resolve()) as write:
+            write(self._header(columns).encode() + b"".join(row + empty + b"\n" for row in rows))
 
     def _line(self, row: Row, columns: list[str]) -> str:
         return _csv([row.get(name, "") for name in columns])

@@ -11,12 +11,15 @@ from ..record import did_you_mean
 from ..stages import Callback
 from .packages import require
 
+_AFTER_SCORES = 9e5
+
 
 def history(id: str = "history") -> Callback:
     """Keeps the scores of every epoch that has any, as a list of rows in ``ctx.callbacks[id]``.
 
     A row is ``{"epoch": int, "train.<measure id>": float, "valid.<measure id>": float}``; `to_frame`
-    makes a data frame of them. Epochs that `Loop.eval_freq` leaves out have no row.
+    makes a data frame of them. Epochs that `Loop.eval_freq` leaves out have no row. Scores that hooks add are there
+    too: it runs after them (weight 9e5).
 
     Args:
         id: the name of the slot, unique in a loop.
@@ -35,14 +38,18 @@ def history(id: str = "history") -> Callback:
     """
 
     def append(ctx: Context) -> Context:
-        if not ctx.loop.evaluates(ctx.epoch):
+        scores = named_scores(ctx)
+        if not (scores or ctx.loop.evaluates(ctx.epoch)):
             return ctx
-        row: dict[str, int | float] = {"epoch": ctx.epoch}
-        for part, scores in (("train", ctx.last_scores_train), ("valid", ctx.last_scores_valid)):
-            row |= {f"{part}.{name}": score for name, score in dict(scores).items()}
-        return ctx.with_callback_state(id, [*ctx.callbacks[id], row])
+        return ctx.with_callback_state(id, [*ctx.callbacks[id], {"epoch": ctx.epoch, **scores}])
 
-    return Callback(id, init=lambda ctx: [], epoch_end=append)
+    return Callback(id, init=lambda ctx: [], weight=_AFTER_SCORES, epoch_end=append)
+
+
+def named_scores(ctx: Context) -> dict[str, float]:
+    """The scores of the epoch by the names that they have in a history, those that hooks have added among them."""
+    parts = (("train", ctx.last_scores_train), ("valid", ctx.last_scores_valid))
+    return {f"{part}.{id}": score for part, found in parts for id, score in dict(found).items()}
 
 
 def to_frame(history: Context | Sequence[dict[str, Any]], id: str = "history") -> Any:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from ..context import Context
 from ..loop import Loop
 from .checks import check_integer
+from .history import named_scores
 from .writing import CallbackSetWriting, PathOrFunction
 
 Row: TypeAlias = dict[str, int | float]
@@ -20,7 +21,8 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
     """Base of callbacks that write a line per evaluated epoch, or per ``every_steps`` batches, to a text file.
 
     A line is written at once, so that a process that is killed loses none that a checkpoint knows of. When a run is
-    entered, or has gone back, the lines that come after its place are cut off.
+    entered, or has gone back, the lines that come after its place are cut off. Rows of epochs are written
+    after all other callbacks, so that they have the scores that these add.
     """
 
     def __init__(self, path: PathOrFunction, every_steps: int | None = None, id: str | None = None) -> None:
@@ -28,6 +30,7 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         if every_steps is not None:
             check_integer(self.id, "every_steps", every_steps, least=1)
         self.every_steps = every_steps
+        self.last = every_steps is None
         self._last = 0
 
     @property
@@ -38,6 +41,14 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
     @abstractmethod
     def _header(self, columns: list[str]) -> str:
         """The first line of the file, or nothing."""
+
+    def _columns_of(self, path: Path, expected: list[str]) -> list[str]:
+        """The columns of the file, which may have more than those that are ``expected``."""
+        return expected
+
+    def _widen(self, path: Path, before: list[str], columns: list[str]) -> None:
+        """Give the file more columns, where it has any."""
+        return
 
     @abstractmethod
     def _line(self, row: Row, columns: list[str]) -> str:
@@ -60,17 +71,21 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
 
     def on_epoch_end(self) -> None:
         ctx = self.ctx.context
-        if ctx.loop.evaluates(ctx.epoch):
-            self._append({"epoch": ctx.epoch, **named_scores(ctx)})
+        scores = {name: float(score) for name, score in named_scores(ctx).items()}
+        if scores or ctx.loop.evaluates(ctx.epoch):
+            self._append({"epoch": ctx.epoch, **scores})
 
     def _rewind(self, path: Path, last: int) -> None:
-        columns = self._columns(self.ctx.context.loop)
+        expected = self._columns(self.ctx.context.loop)
+        columns = self._columns_of(path, expected)
         try:
             rewind(path, self._header(columns), lambda line: self._place(line, columns[0]), last)
         except ValueError as error:
             raise ValueError(
                 f"{self.id}: {path} is not a log of this run ({error}); give it a file of its own"
             ) from None
+        if columns != expected and path.read_bytes() == self._header(columns).encode():
+            path.write_bytes(self._header(expected).encode())
         self._last = last
 
     def _append(self, row: Row) -> None:
@@ -79,6 +94,9 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         if (valid := min(place - 1, self._still_valid())) < self._last:
             self._rewind(path, valid)
         self._last = place
+        columns = self._columns_of(path, columns)
+        if new := [name for name in row if name not in columns]:
+            self._widen(path, columns, columns := [*columns, *new])
         with open(path, "ab", buffering=0) as file:
             # A `train_step` does not begin a run, so that there may be no header yet.
             header = "" if file.tell() else self._header(columns)
@@ -103,12 +121,6 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         if self.every_steps is not None:
             return ctx.global_step
         return ctx.epoch if ctx.stage == "epoch_end" else ctx.epoch - 1
-
-
-def named_scores(ctx: Context) -> dict[str, float]:
-    """The scores of the epoch, under the names that they have in a history."""
-    parts = (("train", ctx.last_scores_train), ("valid", ctx.last_scores_valid))
-    return {f"{part}.{id}": score for part, found in parts for id, score in dict(found).items()}
 
 
 def rewind(path: Path, header: str, place: Callable[[str], int], last: int) -> None:

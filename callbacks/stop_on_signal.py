@@ -50,6 +50,7 @@ class CallbackSetStopOnSignal(CallbackSetWriting):
     """
 
     weight = math.inf
+    last = True
     whole = True
     for_one_run = False
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..context import Context
 from .checks import check_flag
+from .history import named_scores
 from .packages import require
-from .row_log import named_scores
 from .writing import CallbackSetWriting, PathOrFunction
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class CallbackSetTB(CallbackSetWriting):
         check_flag(self.id, "log_train_loss", log_train_loss)
         require("tensorboard", f"callback {self.id!r}")
         self.log_train_loss = log_train_loss
+        self.last = not log_train_loss
         self._writer: SummaryWriter | None = None
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import measures
 from .batch import Batch, copied, to_device
-from .context import Context, after
+from .context import Context, after, run_as
 from .errors import add_note, noting
 from .record import did_you_mean, evolve
 from .rng import fold_in
@@ -56,7 +56,7 @@ def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
 def run_unseeded(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
     """What one hook makes of ``ctx``; its errors say which it was."""
     try:
-        result = hook(ctx)
+        result = run_as(id, hook, ctx)
         if not isinstance(result, Context):
             raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
     except BaseException as error:

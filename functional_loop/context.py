@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from .stages import BOUNDARIES
 if TYPE_CHECKING:
     from .ensembles.ensemble import Ensemble
     from .loop import Loop
+
+T = TypeVar("T")
 
 
 @record
@@ -141,7 +145,8 @@ def boundary(ctx: Context, stage: str) -> Context:
     """The context after ``stage``, for the last hook of that stage to save what it was given: a legal checkpoint.
 
     Raises:
-        ValueError: ``stage`` is not the one whose hooks are running, or one from whose end a run can't be continued.
+        ValueError: ``stage`` is not the one whose hooks are running, or one from whose end a run can't be continued; or
+            hooks come later in the stage, of callbacks that are not ``last``, and may change what would be saved.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -149,7 +154,7 @@ def boundary(ctx: Context, stage: str) -> Context:
     >>> def save(ctx):
     ...     saved.append(fl.state_dict(fl.boundary(ctx, "epoch_end")))
     ...     return ctx
-    >>> saving = fl.evolve(loop(epochs=1), callbacks=[fl.Callback("save", epoch_end=save, weight=float("inf"))])
+    >>> saving = fl.evolve(loop(epochs=1), callbacks=[fl.Callback("save", epoch_end=save, last=True)])
     >>> ctx = fl.train(fl.init(saving))
     >>> saved[0]["stage"]
     'epoch_end'
@@ -159,7 +164,39 @@ def boundary(ctx: Context, stage: str) -> Context:
             f"boundary: {stage!r} has no boundary here, where hooks of {ctx.running!r} are running; only the stage "
             f"that is running has one, and only {', '.join(BOUNDARIES)}"
         )
+    if later := [id for id in hooks_after(ctx) if not _is_last(ctx, id)]:
+        raise ValueError(
+            f"boundary: {later[0]!r} runs later in {stage!r} than {_running.id!r} and may change what this would save: "
+            f"Callback({_running.id!r}, last=True) runs after all others"
+        )
     return after(ctx, stage)
+
+
+def _is_last(ctx: Context, id: str) -> bool:
+    return any(callback.last for callback in ctx.loop.callbacks if callback.id == id)
+
+
+class _Running(threading.local):
+    id: str = ""
+
+
+_running = _Running()
+"""The id of the callback whose hook runs in this thread."""
+
+
+def run_as(id: str, hook: Callable[[Context], T], ctx: Context) -> T:
+    """``hook(ctx)``, as a hook of the callback ``id``."""
+    before, _running.id = _running.id, id
+    try:
+        return hook(ctx)
+    finally:
+        _running.id = before
+
+
+def hooks_after(ctx: Context) -> list[str]:
+    """The ids of the callbacks whose hooks come after the running one in its stage."""
+    ids = [id for id, _ in ctx.loop.hooks[str(ctx.running)]]
+    return ids[ids.index(_running.id) + 1 :] if _running.id in ids else []
 
 
 def after(ctx: Context, stage: str, **changes: Any) -> Context:

@@ -92,4 +92,4 @@ class History(Sequence[Context]):
             self.add(boundary(ctx, "batch_end"))
             return ctx
 
-        return Callback(self.id, weight=math.inf, replays=False, source=self, batch_end=add)
+        return Callback(self.id, last=True, weight=math.inf, replays=False, source=self, batch_end=add)

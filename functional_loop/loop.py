@@ -151,7 +151,7 @@ class Loop:
     def __attrs_post_init__(self) -> None:
         self._check_types()
         self._check_values()
-        ordered = sorted(self.running_callbacks(), key=lambda callback: callback.weight)
+        ordered = sorted(self.running_callbacks(), key=lambda callback: callback.order)
         if isinstance(self.network, nn.Module):
             WithLoss(self.network, self.loss)
         hooks = {s: tuple((c.id, c.hooks[s]) for c in ordered if s in c.hooks) for s in STAGES}

@@ -71,6 +71,8 @@ class Callback:
         id: the name of its slot in ``ctx.callbacks``, unique in a loop.
         init: a function of the first context that makes the initial state; without it the state is ``()``.
         weight: callbacks run by ascending weight within a stage, equal weights in the order of the loop's list.
+        last: it runs after all callbacks that are not, whatever their weights, as one must that saves what a stage has
+            left; see `boundary`.
         kind: the class of the callback, which is part of its identity: a state saved by one kind is refused by another.
         resume: run when a run is entered after ``begin``, in a process that may be new; for effects, like ``exit``:
             what it returns is checked and dropped.
@@ -113,6 +115,7 @@ class Callback:
     source: Any
     whole: bool
     vectorises: bool
+    last: bool
     hooks: dict[str, Hook]
 
     def __init__(
@@ -129,6 +132,7 @@ class Callback:
         source: Any = None,
         whole: bool = False,
         vectorises: bool = True,
+        last: bool = False,
         **hooks: Unpack[Hooks],
     ) -> None:
         if not isinstance(id, str):
@@ -149,8 +153,13 @@ class Callback:
                 raise TypeError(f"callback {id!r}: {name} must be a function of the context, not {function!r}")
         ordered = {stage: given[stage] for stage in STAGES if given.get(stage) is not None}
         self.__attrs_init__(
-            id, init, float(weight), kind, resume, volatile, replays, skips, source, whole, vectorises, ordered
+            id, init, float(weight), kind, resume, volatile, replays, skips, source, whole, vectorises, last, ordered
         )
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """By what callbacks are sorted within a stage."""
+        return self.last, self.weight
 
     @property
     def keeps_state(self) -> bool:

@@ -105,7 +105,8 @@ class Run:
     def __init__(self, ctx: Context, crew: Crew | InTurn) -> None:
         self.crew = crew
         self.loop = ctx.loop
-        self._whole = [callback for callback in ctx.loop.callbacks if callback.whole]
+        ordered = sorted(ctx.loop.callbacks, key=lambda callback: callback.order)
+        self._whole = [callback for callback in ordered if callback.whole]
         first = split_context(ctx)[0].callbacks if self._whole else {}
         self.slots: dict[str, Any] = {c.id: first[c.id] for c in self._whole if c.init is not None}
 

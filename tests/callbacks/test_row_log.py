@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.callbacks import rollback
+from functional_loop.callbacks import history, rollback
 from functional_loop.callbacks.csv_log import CallbackSetCSVLog
 from functional_loop.callbacks.json_log import CallbackSetJSONLog
 from functional_loop.callbacks.row_log import CallbackSetRowLog
@@ -319,3 +319,86 @@ def test_bad_paths_are_refused_by_name(path: Any) -> None:
         CallbackSetJSONLog(path)
     with pytest.raises(TypeError, match="mine: path is a string or a Path"):
         fl.train(fl.init(full_loop(callbacks=[CallbackSetJSONLog(lambda: path, id="mine")])))
+
+
+# ---- scores that hooks add
+
+
+def adding(stage: str, first: int = 1) -> fl.Callback:
+    """Adds a score from epoch ``first`` on."""
+
+    def add(ctx: fl.Context) -> fl.Context:
+        if ctx.epoch < first:
+            return ctx
+        return fl.evolve(ctx, last_scores_valid={**dict(ctx.last_scores_valid), "mine": ctx.epoch / 2})
+
+    hook: dict[str, Any] = {stage: add}
+    return fl.Callback("adding", **hook)
+
+
+@either
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("stage", "first"), [("valid_end", 1), ("valid_end", 3), ("epoch_end", 1), ("before_valid", 9)]
+)
+def test_a_score_that_a_hook_adds_is_logged(
+    cls: type[CallbackSetRowLog], stage: str, first: int, order: int, tmp_path: Path
+) -> None:
+    callbacks: list[Any] = [adding(stage, first), cls(tmp_path / "log"), fl.Callback("other")]
+    kept = fl.train(fl.init(full_loop(callbacks=[*callbacks[::order], history()], epochs=4)))
+    found = rows(tmp_path / "log")
+    assert [row.get("valid.mine") for row in found] == [n / 2 if n >= first else None for n in (1, 2, 3, 4)]
+    assert found == rows_of(kept)
+
+
+def rows_of(ctx: fl.Context) -> list[dict[str, float]]:
+    return [dict(row) for row in ctx.callbacks["history"]]
+
+
+@either
+def test_a_score_in_an_epoch_that_does_not_evaluate_is_logged(cls: type[CallbackSetRowLog], tmp_path: Path) -> None:
+    callbacks = [adding("epoch_end"), cls(tmp_path / "log"), history()]
+    kept = fl.train(fl.init(full_loop(callbacks=callbacks, epochs=3, eval_freq=3)))
+    assert [row["epoch"] for row in rows(tmp_path / "log")] == [1, 2, 3]
+    assert rows(tmp_path / "log") == rows_of(kept)
+
+
+@either
+@pytest.mark.parametrize("steps", range(0, 13, 2))
+def test_a_run_that_goes_on_has_every_row_once_with_the_columns_of_an_uninterrupted_one(
+    cls: type[CallbackSetRowLog], steps: int, tmp_path: Path
+) -> None:
+    def loop(path: Path) -> fl.Loop:
+        return full_loop(callbacks=[adding("valid_end", first=3), cls(path)], epochs=4)
+
+    whole = fl.init(loop(tmp_path / "whole"))
+    fl.train(whole)
+    broken = tmp_path / "broken"
+    middle = fl.train(fl.init(loop(broken)), steps=steps)
+    # Went on from there, further than what is continued now.
+    fl.train(middle)
+    fl.train(fl.load_state_dict(fl.init(loop(broken)), fl.state_dict(middle)))
+    assert rows(broken) == rows(tmp_path / "whole")
+    fl.train(fl.init(loop(broken)))
+    assert broken.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_run_that_starts_anew_has_only_the_columns_that_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    for callbacks in ([adding("valid_end")], []):
+        fl.train(fl.init(full_loop(callbacks=[*callbacks, CallbackSetCSVLog(path)])))
+        assert ("valid.mine" in path.read_text()) is bool(callbacks)
+
+
+def test_names_of_added_scores_are_quoted(tmp_path: Path) -> None:
+    def add(ctx: fl.Context) -> fl.Context:
+        return fl.evolve(
+            ctx, last_scores_valid={**dict(ctx.last_scores_valid), f'a "b", {ctx.epoch}': torch.tensor(1.0)}
+        )
+
+    path = tmp_path / "log.csv"
+    loop = full_loop(callbacks=[fl.Callback("add", valid_end=add), CallbackSetCSVLog(path)])
+    fl.train(fl.init(loop))
+    fl.train(fl.train(fl.init(loop), steps=4))
+    assert list(rows(path)[1]) == ["epoch", "train.error", "valid.error", 'valid.a "b", 2']
+    assert len(rows(path)) == 2
