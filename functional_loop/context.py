@@ -40,9 +40,9 @@ class Context:
     loop: Loop = static(repr=False)
     """What does not change: network, loss, optimizer, data, measures, callbacks."""
     params: dict[str, Tensor]
-    """Parameters by the names of ``network.named_parameters()``."""
+    """Parameters by the names of ``network.named_parameters()``; those of a loss that has any begin with ``loss.``."""
     buffers: dict[str, Tensor]
-    """Buffers by the names of ``network.named_buffers()``."""
+    """Buffers by the names of ``network.named_buffers()``, and of the loss."""
     optimizer_state: dict[str, Any]
     """``{"groups": [hyperparameters of a group, ...], "slots": {parameter name: state}}``."""
     callbacks: dict[str, Any]
@@ -77,7 +77,7 @@ class Context:
     batch: Any = ()
     """The `Batch` at hand; ``()`` outside the batch stages, like the following two."""
     y_hats: Any = ()
-    """What the network returned: a tensor, a tuple or a dict of tensors, detached."""
+    """What the network returned, detached: a tensor, or tensors in a tuple, dict or object."""
     grads: dict[str, Tensor] | tuple[()] = ()
     """Gradients by parameter name; a parameter that the loss does not depend on has none."""
     running: str | tuple[()] = ()

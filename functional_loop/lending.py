@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .bits import same_bits
+from .outputs import children, map_outputs
 
 
 def was_written(copy: Tensor, original: Tensor) -> bool:
@@ -19,7 +20,7 @@ def was_written(copy: Tensor, original: Tensor) -> bool:
 
 
 def clone_tree(tree: Any) -> Any:
-    """A copy of nested dicts, lists and tuples and of the tensors in them.
+    """A copy of nested dicts, lists and tuples, and of outputs of other classes, and of the tensors in them.
 
     >>> import torch
     >>> mine = {"a": torch.zeros(2)}
@@ -29,25 +30,16 @@ def clone_tree(tree: Any) -> Any:
     >>> mine, tree_was_written(given, mine)
     ({'a': tensor([0., 0.])}, True)
     """
-    if isinstance(tree, Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {key: clone_tree(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        # A named tuple is made from one argument for every field.
-        make = getattr(type(tree), "_make", type(tree))
-        return make([clone_tree(value) for value in tree])
-    return tree
+    return map_outputs(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def tree_was_written(copy: Any, original: Any) -> bool:
     """`was_written` for a tree that `clone_tree` made of ``original``: any tensor, key, length or value."""
     if isinstance(copy, Tensor) and isinstance(original, Tensor):
         return was_written(copy, original)
-    if isinstance(copy, dict) and isinstance(original, dict):
-        return copy.keys() != original.keys() or any(tree_was_written(copy[key], original[key]) for key in copy)
-    if isinstance(copy, (list, tuple)) and isinstance(original, (list, tuple)):
-        return len(copy) != len(original) or any(map(tree_was_written, copy, original))
     if isinstance(copy, Tensor) or isinstance(original, Tensor):
         return True
+    now, before = children(copy), children(original)
+    if now is not None and before is not None:
+        return now.keys() != before.keys() or any(tree_was_written(now[key], before[key]) for key in now)
     return copy is not original and bool(copy != original)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop import outputs
-from functional_loop.callbacks import t_clbk
+from functional_loop.callbacks import CallbackSet, t_clbk
 from functional_loop.learner import TorchClassifier
 from tests.learners import X as ROWS_X
 from tests.learners import Y as ROWS_Y
@@ -140,6 +140,23 @@ def test_hooks_and_predict_have_outputs_as_the_network_returns_them(form: str) -
     assert {type(y_hats) for _, y_hats in seen} == {type(made)} == {type(alone)}
     assert not any(leaf.requires_grad for _, y_hats in seen for leaf in heads(y_hats))
     torch.testing.assert_close(heads(made), heads(alone))
+
+
+class CallbackSetLooking(CallbackSet):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_after_backward(self) -> None:
+        self.seen.append(self.ctx.y_hats)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_object_callbacks_have_copies_of_the_same_form(form: str) -> None:
+    looking = CallbackSetLooking()
+    fl.train(fl.init(of_heads(form, callbacks=[looking])))
+    x, _ = data(3)
+    assert {type(y_hats) for y_hats in looking.seen} == {type(FORMS[form](x, x))}
+    assert all(heads(y_hats)[0].shape[1] == 2 for y_hats in looking.seen)
 
 
 @pytest.mark.parametrize("form", FORMS)
