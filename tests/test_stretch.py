@@ -147,6 +147,37 @@ def test_outputs_buffers_and_losses_may_be_views_of_parameters(name: str, loss: 
     assert fl.train(start, steps=5).last_loss == next(c for c in fl.iterate(start) if c.global_step == 5).last_loss
 
 
+class Hidden(torch.autograd.Function):
+    """Gives what it is given, in a way that autograd does not know to be a view."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.empty(0).set_(x.detach())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class HiddenViews(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Hidden.apply(self.value.expand(len(x), 4))
+
+
+@pytest.mark.parametrize("name", ["fused AdamW", "AdamW", "SGD"])
+@pytest.mark.parametrize("loss", [F.mse_loss, lambda y_hat, y: Hidden.apply(y_hat[0, 0])])
+def test_outputs_and_losses_may_share_memory_with_parameters_in_secret(name: str, loss: Any) -> None:
+    kept = [fl.measure("all", lambda y_hat, y: y_hat.sum())]
+    start = fl.init(loop_of(name, network=HiddenViews, loss=loss, measures_train=kept))
+    watched = boundaries(start)
+    assert fl.train(start).last_scores_train == watched[-1].last_scores_train
+    assert fl.train(start, steps=5).last_loss == next(c for c in watched if c.global_step == 5).last_loss
+
+
 class Witness(nn.Module):
     """Remembers where its parameter lies in memory."""
 

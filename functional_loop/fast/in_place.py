@@ -79,7 +79,7 @@ class InPlaceStretch(Stretch):
             params=params,
             buffers=place.buffers,
             optimizer_state={"groups": self._values, "slots": slots},
-            last_loss=place.loss.detach() if isinstance(place.loss, Tensor) else place.loss,
+            last_loss=place.loss,
             measures=place.measures,
             data=place.data,
         )
@@ -100,8 +100,7 @@ class InPlaceStretch(Stretch):
         place = self._place[0]
         self._doing = "in the network or the loss, between 'batch_begin' and 'after_backward'"
         loss, outputs, buffers, grads = self._gradients(place, batch, probe)
-        if loss._is_view() or loss.is_leaf:
-            loss = loss.clone()
+        loss = self._own(loss)
         running = self._measured(place.measures, outputs, batch, loss)
         # The graph holds on to the parameters.
         del outputs
@@ -115,6 +114,7 @@ class InPlaceStretch(Stretch):
         if not self._leaves:
             self._leaves = step.leaves(self._merged()[0], trainable)
             self._wanted = tuple(self._leaves[name] for name in trainable)
+            self._written = frozenset(leaf.untyped_storage().data_ptr() for leaf in self._wanted)
         leaves = self._leaves
         versions = {name: leaf._version for name, leaf in leaves.items()} if probe else {}
         seed = fold_in(start.seed, "step", start.global_step + place.batches + 1)

@@ -30,6 +30,8 @@ class Stretch(ABC):
         self._step = step
         self._start = evolve(ctx, params={}, buffers={}, optimizer_state={}, last_loss=(), measures={}, data=())
         self._doing = ""
+        self._written: frozenset[int] = frozenset()
+        """Where the storages are to which it writes."""
 
     @property
     @abstractmethod
@@ -74,15 +76,18 @@ class Stretch(ABC):
         if not chosen or running["train"] == ():
             return running
         self._doing = "in the training scores"
-        y_hats, loss = map_outputs(_own, outputs), loss.detach()
+        y_hats, loss = map_outputs(self._own, outputs), loss.detach()
         return {**running, "train": measures.accumulate(chosen, running["train"], y_hats, batch.y, batch.x, loss)}
 
-
-def _own(output: Any) -> Any:
-    if not isinstance(output, Tensor):
-        return output
-    # It may be a parameter or a view of one, which will be written to.
-    return output.detach().clone() if output.is_leaf or output._is_view() else output.detach()
+    def _own(self, made: Any) -> Any:
+        """What the network or the loss made, without its graph, and in memory that the stretch does not write to."""
+        if not isinstance(made, Tensor):
+            return made
+        made = made.detach()
+        is_plain = type(made) is Tensor and made.layout is torch.strided
+        if is_plain and made.untyped_storage().data_ptr() not in self._written:
+            return made
+        return made.clone()
 
 
 def nobody_looks(ctx: Context) -> bool:
