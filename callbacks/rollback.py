@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ..context import STEP_SCOPED, Context, boundary
+from ..reading import is_done
 from ..record import evolve, is_static
 from ..stages import Callback
 from .checks import check_integer, check_number
@@ -49,8 +50,8 @@ def rollback(
         when: a pure function of the context of ``batch_end``, ``last_loss``, ``grads`` and ``batch`` included.
         spike: a loss is a spike if it exceeds the running mean of losses by more than this many running standard
             deviations, after the first 20 batches; about 6 is a careful choice. Off by default.
-        back: goes back to before the last ``back`` batches, or more if ``every`` has it so, or to the beginning of the
-            run.
+        back: goes back to before the last ``back`` batches, or more if ``every`` has it so, or if a window of
+            ``accumulate`` is to be closed by another batch, or to the beginning of the run.
         skip: how many batches are passed over, the bad one and those before it; the others are trained on again.
         every: a context is kept at the beginning of an epoch and after every ``every``-th of its batches: there are
             about ``back / every + 1`` in memory and in every checkpoint, each as large as the parameters and the
@@ -113,12 +114,17 @@ def rollback(
 
     def keep(ctx: Context, state: State) -> State:
         """``state`` with ``ctx`` as the newest to go back to, of those that the next batch may need."""
-        return _keep(ctx, id, {**state, "kept": state["kept"][far_enough(state, ctx.global_step + 1) :]})
+        first = with_closed_window(state, far_enough(state, ctx.global_step + 1))
+        return _keep(ctx, id, {**state, "kept": state["kept"][first:]})
 
     def far_enough(state: State, batch: int) -> int:
         """Which of the contexts that are kept is the newest that is far enough before a batch."""
         far = [i for i, old in enumerate(state["kept"]) if batch - old["context"]["global_step"] >= back]
         return far[-1] if far else 0
+
+    def with_closed_window(state: State, i: int) -> int:
+        """Which of the contexts that are kept, up to the ``i``-th, is the newest in which no window is open."""
+        return next((j for j in range(min(i, len(state["kept"]) - 1), -1, -1) if _is_closed(state["kept"][j])), 0)
 
     def why(ctx: Context, state: State, value: float) -> str:
         if not math.isfinite(value):
@@ -136,9 +142,15 @@ def rollback(
                 f"batch {ctx.global_step} of the run is bad ({reason}), after {state['rollbacks']} rollbacks that "
                 f"passed over the batches {state['skipped']}; context_of(error) is the context before this batch"
             )
-        kept = [_lowered(old, lr_factor) for old in state["kept"][: far_enough(state, ctx.global_step) + 1]]
+        newest = far_enough(state, ctx.global_step)
+        bad = range(ctx.global_step - skip + 1, ctx.global_step + 1)
+        after = range(state["kept"][newest]["context"]["global_step"] + 1, bad.start)
+        if is_done(ctx) and {*after} <= {*state["skipped"]}:
+            # Nothing is left of the epoch that could close a window.
+            newest = with_closed_window(state, newest)
+        kept = [_lowered(old, lr_factor) for old in state["kept"][: newest + 1]]
         earlier = kept[-1]["context"]
-        bad = range(max(ctx.global_step - skip, earlier["global_step"]) + 1, ctx.global_step + 1)
+        bad = range(max(bad.start, earlier["global_step"] + 1), bad.stop)
         state = {
             "kept": kept,
             "losses": kept[-1]["losses"],
@@ -179,6 +191,10 @@ def _restored(ctx: Context, kept: State, id: str, state: State) -> Context:
     fields = {name: _unpacked(kept[name]) for name in _FIELDS}
     step_scoped = {"batch": (), "y_hats": (), "grads": ()}
     return evolve(ctx, **fields, **step_scoped, callbacks={**kept["callbacks"], **volatile, id: state})
+
+
+def _is_closed(old: State) -> bool:
+    return _unpacked(old["context"]["accumulated"]) == ()
 
 
 def _lowered(old: State, factor: float) -> State:

@@ -190,6 +190,11 @@ def without_validation(data: Any) -> Any:
     return {part: place for part, place in data.items() if part != VALIDATION} or ()
 
 
+def is_done(ctx: Context) -> bool:
+    """Whether the epoch is known to have no training batch left."""
+    return Reader(ctx.loop.train, TRAINING, ctx.seed, ctx.epoch, ctx.step, ctx.data).ended
+
+
 def check_epoch_done(ctx: Context) -> None:
     """Refuse an epoch without batches, and one whose last gradients would be lost, with a ValueError."""
     if ctx.step == 0:
@@ -197,7 +202,8 @@ def check_epoch_done(ctx: Context) -> None:
     if ctx.accumulated != ():
         raise ValueError(
             f"the accumulation window is open at the end of epoch {ctx.epoch}, after step {ctx.step}, and its "
-            "gradients would be lost: train_step(ctx, batch, last=True) says that a batch is the last of its epoch"
+            "gradients would be lost: train_step(ctx, batch, last=True) says that a batch is the last of its epoch; "
+            "where the batches that follow are passed over, go on from a context before the window"
         )
 
 

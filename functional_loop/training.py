@@ -14,7 +14,7 @@ from .ensembles.training import iterate_members, train_members
 from .errors import attach_context, keeping_stop_iteration, region, telling_of_stop_iteration
 from .fast.in_place import InPlaceStretch
 from .leaving import run_exit, run_resume
-from .reading import TRAINING, Item, Reader
+from .reading import Item, is_done
 from .step import Step, autocast_off
 from .walk import Walk
 
@@ -115,7 +115,7 @@ def train_step(
     _check_validation(ctx, "train_step")
     with keeping_stop_iteration():
         skipped = ctx.loop.skipped(ctx.callbacks)
-    while not (done := _is_done(ctx)) and ctx.global_step + 1 in skipped:
+    while not (done := is_done(ctx)) and ctx.global_step + 1 in skipped:
         ctx = pass_over(ctx, ctx.data)
     if done:
         raise ValueError(f"epoch {ctx.epoch} has {ctx.step} batches and all are done: walk on with iterate(ctx)")
@@ -132,11 +132,6 @@ def train_step(
         raise
     finally:
         ctx.loop.return_step(step)
-
-
-def _is_done(ctx: Context) -> bool:
-    """Whether the epoch is known to have no batch left."""
-    return Reader(ctx.loop.train, TRAINING, ctx.seed, ctx.epoch, ctx.step, ctx.data).ended
 
 
 def _is_last(ctx: Context, last: bool | None, skipped: frozenset[int]) -> bool:
