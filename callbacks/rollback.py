@@ -194,7 +194,7 @@ def _restored(ctx: Context, kept: State, id: str, state: State) -> Context:
 
 
 def _is_closed(old: State) -> bool:
-    return _unpacked(old["context"]["accumulated"]) == ()
+    return bool(_unpacked(old["context"]["accumulated"]) == ())
 
 
 def _lowered(old: State, factor: float) -> State:
