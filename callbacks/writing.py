@@ -17,7 +17,8 @@ class CallbackSetWriting(CallbackSet):
     """Base of callbacks that write to ``path``, which is given, or returned by a function that each run asks once.
 
     Attributes:
-        path: where it writes; ``None`` before a function was asked.
+        path: where it writes, an absolute path, so that the working folder may change; ``None`` before a function was
+            asked.
     """
 
     for_one_run = True
@@ -31,7 +32,7 @@ class CallbackSetWriting(CallbackSet):
         """Raises a TypeError if it is none."""
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"{self.id}: path is a string or a Path, or a function that returns one, not {path!r}")
-        return Path(path)
+        return Path(os.path.abspath(path))
 
     def _enter(self) -> Path:
         """Where the run writes that is being entered: a function is asked where a run starts, not where it goes on."""

@@ -30,7 +30,8 @@ class CheckpointStore:
     process, other processes are refused, see `FolderLock`. Reading is always possible.
 
     Args:
-        path: the folder; it is made when the first checkpoint is saved, and may hold other files too.
+        path: the folder; it is made when the first checkpoint is saved, and may hold other files too. A relative path
+            is one in the working folder of now.
         keep_last: how many steps to keep, counted back from the one just saved; ``None`` keeps all, or with
             ``keep_best`` or ``every`` only the one just saved.
         keep_best: the id of a validation measure, or a pair of it and a number: so many steps of the best scores are
@@ -67,7 +68,7 @@ class CheckpointStore:
         every: int | None = None,
         allow: Patterns = (),
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.abspath(path))
         self.retention = Retention(keep_last, keep_best, every)
         self.allow = allow
         self._saver = Saver(self.path, self.retention, allow)
@@ -177,8 +178,8 @@ class CheckpointStore:
             ValueError: the scores of the loop do not say which checkpoint is the best one to keep.
             TypeError: the state of a callback holds something that can't be saved, by its path.
             CheckpointError: the file to be replaced is damaged, or belongs to another run.
-            OSError: the file could not be written; what was saved before is unharmed. If the folder was removed in the
-                meantime, the next `save` makes it again.
+            OSError: the file could not be written; what was saved before is unharmed. A folder that was moved, removed
+                or replaced since it was locked is a ``FileNotFoundError``, until the store is closed.
         """
         self.wait()
         check_boundary(ctx, "save")
@@ -190,6 +191,7 @@ class CheckpointStore:
 
         def write() -> list[str]:
             with lock.writing:
+                self._check_there(lock)
                 return self._saver.write(entry, state, metadata)
 
         if wait:
@@ -248,15 +250,14 @@ class CheckpointStore:
 
         Raises:
             StoreInUseError: another process has it.
-            OSError: the folder can't be written to, or was removed since it was locked.
+            OSError: the folder can't be written to, or was moved, removed or replaced since it was locked.
         """
+        if self._lock is not None:
+            self._check_there(self._lock)
         if self._lock is not None and not self._lock.is_held:
             self._lock.release()
             self._lock = None
             self._saver.forget()
-            if not self.path.is_dir():
-                with explaining(self.path):
-                    raise FileNotFoundError(errno.ENOENT, "The folder of the checkpoints is gone", str(self.path))
         if self._lock is None:
             with explaining(self.path):
                 make_folder(self.path)
@@ -265,6 +266,12 @@ class CheckpointStore:
                     with self._lock.writing:
                         _warn(delete(left_over(self.path)))
         return self._lock
+
+    def _check_there(self, lock: FolderLock) -> None:
+        if not lock.is_of(self.path):
+            with explaining(self.path):
+                what = "The folder of the checkpoints was moved, removed or replaced, so that nothing is written there"
+                raise FileNotFoundError(errno.ENOENT, what, str(self.path))
 
 
 def _warn(messages: list[str]) -> None:

@@ -20,6 +20,7 @@ from functional_loop.cli import main
 from functional_loop.cli.progress import LiveProgress, progress
 from functional_loop.cli.report import format_score
 from functional_loop.cli.target import load_loop
+from functional_loop.disk.lock import NAME
 from functional_loop.signals import Signals
 
 # A loop of 5 batches an epoch, in which training is as random as it gets, and which can be told to get into trouble:
@@ -156,7 +157,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_in_a_process("TROUBLE", "2:SIGKILL").returncode == -signal.SIGKILL
-    assert {path.name for path in (project / "run").rglob("*") if path.is_file()} == {"run.json", ".lock"}
+    assert {path.name for path in (project / "run").rglob("*") if path.is_file()} == {"run.json", NAME}
     assert main(TRAIN) == 0
     assert "a new run of 4 epochs" in capsys.readouterr().out
 

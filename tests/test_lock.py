@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import functional_loop as fl
 from functional_loop import StoreInUseError
 from functional_loop.disk.lock import NAME, FolderLock
 
@@ -172,6 +173,62 @@ def test_a_folder_that_cannot_be_locked_is_an_error_and_no_lock(
         with pytest.raises(OSError, match="No space"):
             FolderLock(tmp_path)
     assert answer(lambda: try_to_lock(tmp_path)) == "locked"
+
+
+@pytest.mark.parametrize("what", ["file", "link", "dangling link", "second name", "folder", "pipe"])
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_is_not_of_a_lock_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, locks: bool
+) -> None:
+    if not locks:
+        monkeypatch.setattr("functional_loop.disk.lock.fcntl", None)
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    folder.mkdir()
+    if what != "dangling link":
+        victim.write_text("precious")
+    path = folder / NAME
+    if what == "file":
+        path.write_text("precious")
+    elif what.endswith("link"):
+        path.symlink_to(victim)
+    elif what == "second name":
+        path.hardlink_to(victim)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    before = path.lstat()
+    with pytest.raises(fl.CheckpointError, match=r"functional_loop\.lock is not of functional_loop.*move it away"):
+        FolderLock(folder)
+    after = path.lstat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert victim.exists() == (what != "dangling link")
+    assert what == "dangling link" or victim.read_text() == "precious"
+
+
+def test_the_lock_of_another_program_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("of another program")
+    lock = FolderLock(tmp_path)
+    assert lock.is_held
+    lock.release()
+    assert (tmp_path / ".lock").read_text() == "of another program"
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_folder_is_told_from_one_in_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = FolderLock(folder)
+    assert lock.is_of(folder)
+    (tmp_path / "link").symlink_to(folder)
+    assert lock.is_of(tmp_path / "link")
+    folder.rename(tmp_path / "moved")
+    assert not lock.is_of(folder)
+    folder.mkdir()
+    assert not lock.is_of(folder)
+    assert lock.is_of(tmp_path / "moved")
+    lock.release()
+    assert list(folder.iterdir()) == []
 
 
 def test_many_processes_take_turns(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
+from functional_loop.callbacks import checkpoint, csv_log
+from functional_loop.disk.durable import replacing
+from functional_loop.disk.folder import entry_of
 from functional_loop.disk.lock import NAME
 from tests.test_store import BOUNDARIES, LOOP, at
 
@@ -227,17 +230,101 @@ def test_the_error_says_what_to_do_and_the_state_is_still_there(
     assert fl.digest(fl.train(fl.resume(LOOP, tmp_path / "run"))) == fl.digest(BOUNDARIES[-1])
 
 
-def test_a_folder_that_is_removed_while_training_is_an_error_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("made_again", ["", "empty", "with a copy of all"])
+@pytest.mark.parametrize("what", ["moved", "removed", "a link that leads elsewhere"])
+def test_a_folder_that_is_not_the_same_any_more_is_an_error_and_nothing_else(
+    tmp_path: Path, what: str, made_again: str, wait: bool
+) -> None:
+    folder = path = tmp_path / "run"
+    if what.startswith("a link"):
+        path = tmp_path / "real"
+        path.mkdir()
+        folder.symlink_to(path)
+    store = fl.CheckpointStore(folder)
+    store.save(OLD)
+    shutil.copytree(path, tmp_path / "copy")
+    if what == "moved":
+        folder.rename(tmp_path / "moved")
+    elif what == "removed":
+        shutil.rmtree(folder)
+    else:
+        folder.unlink()
+    if made_again == "empty":
+        folder.mkdir()
+    elif made_again:
+        (tmp_path / "copy").rename(folder)
+
+    def files() -> dict[Path, tuple[float, bytes]]:
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()}
+
+    before = files()
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="was moved, removed or replaced") as caught:
+            store.save(NEW, wait=wait)
+        assert any("was it removed" in note for note in caught.value.__notes__)
+        with pytest.raises(FileNotFoundError, match="was moved, removed or replaced"):
+            store.check(NEW)
+    assert files() == before
+    assert folder.exists() == bool(made_again)
+    elsewhere = fl.CheckpointStore(tmp_path / "elsewhere")
+    elsewhere.save(NEW)
+    assert elsewhere.steps() == [3]
+
+
+def test_a_folder_that_is_replaced_while_a_save_waits_is_not_written_to(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     store = fl.CheckpointStore(folder)
     store.save(OLD)
-    shutil.rmtree(folder)
-    with pytest.raises(FileNotFoundError, match="folder of the checkpoints is gone") as caught:
-        store.save(NEW)
-    assert any("was it removed" in note for note in caught.value.__notes__)
-    assert not folder.exists()
-    store.save(NEW)
-    assert store.steps() == [3]
+    lock = store._lock
+    assert lock is not None
+    with lock.writing:
+        store.save(NEW, wait=False)
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+    with pytest.raises(FileNotFoundError, match="was moved, removed or replaced"):
+        store.wait()
+    assert list(folder.iterdir()) == []
+
+
+def test_another_working_folder_moves_no_store_and_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "before")
+    store = fl.CheckpointStore("run")
+    log = csv_log("log.csv")
+    saving = checkpoint("callback")
+    loop = fl.evolve(LOOP, callbacks=[log, saving])
+    monkeypatch.chdir(tmp_path / "after")
+    store.save(OLD)
+    fl.train(fl.init(loop))
+    assert list(Path.cwd().iterdir()) == []
+    assert {path.name for path in (tmp_path / "before").iterdir()} == {"run", "log.csv", "callback"}
+    assert store.load(LOOP).global_step == OLD.global_step
+
+
+def test_nothing_is_written_through_names_that_others_have_taken(tmp_path: Path) -> None:
+    """A link in place of a checkpoint is no checkpoint to write over, and what it leads to stays."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / entry_of(folder, OLD).path.name).symlink_to(victim)
+    with pytest.raises(fl.CheckpointError):
+        fl.CheckpointStore(folder).save(OLD)
+    assert victim.read_text() == "precious"
+
+
+def test_a_name_in_use_is_not_the_one_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr("secrets.randbelow", lambda _: 7)
+    (tmp_path / "notes.txt.7.tmp").symlink_to(victim)
+    with pytest.raises(FileExistsError), replacing(tmp_path / "notes.txt") as write:
+        write(b"mine")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "notes.txt.7.tmp").is_symlink()
+    assert not (tmp_path / "notes.txt").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk to fill")

@@ -18,6 +18,7 @@ from torch import nn
 import functional_loop as fl
 from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
 from functional_loop.disk import checkpoint_file
+from functional_loop.disk.lock import NAME
 from tests.sample_loops import full_loop
 from tests.test_store import BOUNDARIES, LOOP, at, contents
 
@@ -165,7 +166,7 @@ def test_the_callback_writes_the_same_files_in_the_background(tmp_path: Path) ->
     ]
     assert digests[0] == digests[1]
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
-    assert not (tmp_path / "b" / ".lock").exists()
+    assert not (tmp_path / "b" / NAME).exists()
 
 
 @pytest.mark.parametrize("failing", [2, 12], ids=["in training", "at the end"])
@@ -188,7 +189,7 @@ def test_an_error_in_the_background_is_the_error_of_the_run(
     ctx = fl.context_of(caught.value)
     assert ctx is not None
     assert ctx.global_step <= 3 if failing == 2 else ctx.stage == "end"
-    assert not (tmp_path / ".lock").exists()
+    assert not (tmp_path / NAME).exists()
     rescued = fl.CheckpointStore(tmp_path / "elsewhere").save(ctx)
     assert rescued.exists()
     whole = fl.train(fl.init(full_loop(epochs=4, callbacks=[])))

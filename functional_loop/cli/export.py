@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
 
 from ..disk import checkpoint_file
+from ..disk.durable import replacing_by_name
 from ..errors import FunctionalLoopError
 from ..exchange import plain_checkpoint, write_safetensors
 from ..migrations import migrate
@@ -29,7 +31,7 @@ def export(file: Path, out: Path) -> int:
     """
     if out.suffix not in (".safetensors", ".pt"):
         raise UsageError(f"OUT must end in .safetensors or .pt, not {out.name!r}")
-    if out.exists():
+    if os.path.lexists(out):
         raise UsageError(f"{out} exists")
     if out.suffix == ".safetensors" and importlib.util.find_spec("safetensors") is None:
         raise UsageError("safetensors files need the package: pip install functional-loop[safetensors]")
@@ -48,15 +50,11 @@ def export(file: Path, out: Path) -> int:
 
 
 def _write(state: StateDict, out: Path) -> None:
-    """Write a file beside ``out`` that takes its place when it is complete."""
-    temporary = out.with_name(f".{out.name}.tmp")
     try:
-        if out.suffix == ".pt":
-            torch.save(plain_checkpoint(state), temporary)
-        else:
-            write_safetensors(state["network"], temporary)
-        temporary.replace(out)
+        with replacing_by_name(out) as temporary:
+            if out.suffix == ".pt":
+                torch.save(plain_checkpoint(state), temporary)
+            else:
+                write_safetensors(state["network"], temporary)
     except Exception as error:  # each library has errors of its own for a disk that is full
         raise UsageError(f"{out} could not be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
+from ..disk.durable import replacing_by_name
 from ..loop import Loop
 
 Row = dict[str, int | float]
@@ -58,18 +58,13 @@ def format_score(score: float) -> str:
 def write(folder: Path, rows: Sequence[Row], names: Sequence[str]) -> list[Path]:
     """Write the scores as a table and as a picture; the files written."""
     files = [folder / "history.csv"]
-    _replace(files[0], lambda path: _write_csv(path, rows, names))
+    with replacing_by_name(files[0]) as path:
+        _write_csv(path, rows, names)
     if names:
         files.append(folder / "learning_curve.png")
-        _replace(files[1], lambda path: _figure(rows, names).savefig(path, format="png", dpi=150))
+        with replacing_by_name(files[1]) as path:
+            _figure(rows, names).savefig(path, format="png", dpi=150)
     return files
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path`` that takes its place when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def _write_csv(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:

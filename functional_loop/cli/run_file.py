@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import attrs
 
+from ..disk.durable import replacing
 from .usage import UsageError
 
 NAME = "run.json"
@@ -27,9 +27,8 @@ def write(folder: Path, trained: Trained) -> None:
     target = f"{Path(place).resolve()}:{name}" if place.endswith(".py") else trained.target
     noted = {"target": target, **({} if trained.overfit is None else {"overfit": trained.overfit})}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{NAME}.tmp"
-    temporary.write_text(json.dumps(noted) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / NAME)
+    with replacing(folder / NAME) as write_bytes:
+        write_bytes((json.dumps(noted) + "\n").encode())
 
 
 def read(folder: Path, target: str | None = None) -> Trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import traceback
@@ -10,7 +11,6 @@ import warnings
 from pathlib import Path
 
 from ..context import Context
-from ..disk.lock import NAME as LOCK
 from ..errors import CheckpointError, StateDictError, add_note, context_of
 from ..loop import Loop
 from ..resuming import resume
@@ -51,7 +51,7 @@ class Run:
     """A loop, the folder it is trained in, and the console that is told of it."""
 
     def __init__(self, loop: Loop, options: argparse.Namespace, command: str) -> None:
-        self.folder: Path = options.run
+        self.folder = Path(os.path.abspath(options.run))
         check_folder(self.folder)
         self.loop = loop
         self.options = options
@@ -102,7 +102,7 @@ class Run:
         except (StateDictError, CheckpointError) as error:
             raise UsageError(in_one_line(error)) from None
         except OSError as error:
-            raise UsageError(f"--run {self.folder} can't be written to: {error.strerror or error}") from None
+            raise UsageError(f"--run {self.options.run} can't be written to: {error.strerror or error}") from None
 
     def _walk(self, start: Context, signals: Signals) -> Context:
         """Train to the end, the last step or the first boundary after a signal, and save on the way."""
@@ -179,9 +179,7 @@ def check_folder(folder: Path) -> None:
     if not folder.exists() or all(path.name.lstrip(".").startswith(run_file.NAME) for path in folder.iterdir()):
         return
     checkpoints = folder / "checkpoints"
-    if not checkpoints.is_dir() or not all(
-        path.name.startswith("step-") or path.name == LOCK for path in checkpoints.iterdir()
-    ):
+    if not checkpoints.is_dir() or not all(path.name.startswith(("step-", ".")) for path in checkpoints.iterdir()):
         raise UsageError(f"--run {folder} is not empty and holds no run of functional-loop; give a folder of its own")
 
 

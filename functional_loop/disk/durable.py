@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ Write: TypeAlias = Callable[[bytes | memoryview], None]
 TEMPORARY = r"\.[0-9]+\.tmp"
 """What follows the name of a file, as a regular expression, while the file is being written; a process that is killed
 leaves it behind."""
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space on it",
@@ -59,21 +62,40 @@ def replacing(path: Path) -> Generator[Write]:
     >>> path.read_text()
     'a lot of text'
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with explaining(path):
+        with _beside(path) as (descriptor, _):
+            yield lambda data: _write_all(descriptor, data)
+            os.fsync(descriptor)
+        sync_folder(path.parent)
+
+
+@region
+def replacing_by_name(path: Path) -> Generator[Path]:
+    """As `replacing`, for libraries that write to a file by its name; it is not made sure that it is on the disk."""
+    with _beside(path) as (_, temporary):
+        yield temporary
+
+
+@region
+def _beside(path: Path) -> Generator[tuple[int, Path]]:
+    """A new file, which takes the place of ``path`` at the end; its descriptor and its name.
+
+    Its name is one that is not in use, and can't be foreseen: nothing is written to what others have put there.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.randbelow(2**63)}.tmp")
+    try:
+        descriptor = os.open(temporary, _NEW, 0o666)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
-            try:
-                yield lambda data: _write_all(descriptor, data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(temporary, path)
-        except BaseException:
+            yield descriptor, temporary
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException as error:
+        # What was there before is not ours to remove.
+        if not isinstance(error, FileExistsError):
             with suppress(OSError):
                 os.unlink(temporary)
-            raise
-        sync_folder(path.parent)
+        raise
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -209,7 +209,7 @@ def set_aside(path: Path) -> Path:
     """Rename a damaged file, so that it is in nobody's way and still there to be looked at."""
     aside = path.with_name(f"{path.name}.damaged")
     number = 1
-    while aside.exists():
+    while os.path.lexists(aside):
         number += 1
         aside = path.with_name(f"{path.name}.damaged-{number}")
     return path.rename(aside)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import warnings
@@ -15,15 +16,18 @@ from pathlib import Path
 
 import attrs
 
-from ..errors import StoreInUseError
+from ..errors import CheckpointError, StoreInUseError
 
 try:
     import fcntl
 except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
-NAME = ".lock"
+NAME = ".functional_loop.lock"
 """The file in the folder that is locked; it says who has locked it."""
+
+_SIGNATURE = b'{"host": '
+"""How the file begins, once it is written to."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -34,6 +38,7 @@ class _Held:
 
     path: Path
     descriptor: int | None
+    folder: os.stat_result
     writing: threading.RLock = attrs.field(factory=threading.RLock)
     users: int = 0
     lost: bool = False
@@ -48,14 +53,16 @@ class FolderLock:
     """The right of this process to write into ``folder``, until `release`, or until nobody refers to it any more.
 
     All locks of one folder in one process are one: threads take turns by ``with lock.writing:``. The operating system
-    keeps it (``flock`` of a file ``.lock`` in the folder) and takes it away when the process ends, however it ends, so
-    that a process that was killed is in nobody's way. A forked process does not inherit it.
+    keeps it (``flock`` of a file ``.functional_loop.lock`` in the folder) and takes it away when the process ends,
+    however it ends, so that a process that was killed is in nobody's way. A forked process does not inherit it. No file
+    of others is written to or removed: neither one of that name, nor what a link of that name leads to.
 
     Where there are no locks, as on Windows and some network file systems, a ``UserWarning`` says that nothing keeps a
     second process away.
 
     Raises:
         StoreInUseError: another process has it; the message names host and process.
+        CheckpointError: the file is not one that a lock has made.
         OSError: the folder is absent, or can't be written to.
 
     >>> import tempfile
@@ -76,7 +83,7 @@ class FolderLock:
             if held is not None and not _is_held(held):
                 held = None
             self.is_first = held is None
-            """Whether nobody in this process had it before."""
+            """Whether this process had none before."""
             if held is None:
                 held = _held[key] = _acquire(Path(key))
             held.users += 1
@@ -94,27 +101,62 @@ class FolderLock:
         """Whether there are locks where the folder is."""
         return self._held.descriptor is not None
 
+    def is_of(self, folder: Path) -> bool:
+        """Whether ``folder`` is still the one that was locked, and not another that has taken its place."""
+        try:
+            return os.path.samestat(self._held.folder, os.stat(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def release(self) -> None:
-        """Let others write; the last one in this process to do so removes the file ``.lock``."""
+        """Let others write; the last one in this process to do so removes the file that was locked."""
         self._release()
 
 
 def _acquire(folder: Path) -> _Held:
     path = folder / NAME
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        status = os.stat(folder)
+        descriptor = _opened(path)
         try:
+            _check_own(descriptor, path)
             if not _try_to_lock(descriptor, path):
                 os.close(descriptor)
-                return _Held(path, None)
-            # Whoever had it before may have removed the file between our opening and our locking it.
+                return _Held(path, None, status)
+            # The process that had it before may have removed the file between our opening and our locking it.
             if _is_at(descriptor, path):
                 _sign(descriptor)
-                return _Held(path, descriptor)
+                return _Held(path, descriptor, status)
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    # A pipe of that name would make us wait for its other end.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _foreign(path) from None
+        raise
+
+
+def _check_own(descriptor: int, path: Path) -> None:
+    """Refuse to lock a file that no lock has made, or that has another name too."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise _foreign(path)
+    begins = os.pread(descriptor, len(_SIGNATURE), 0) if hasattr(os, "pread") else b""
+    # A process may have been killed while it signed.
+    if not _SIGNATURE.startswith(begins):
+        raise _foreign(path)
+
+
+def _foreign(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is not of functional_loop, which locks a file of that name: move it away")
 
 
 def _try_to_lock(descriptor: int, path: Path) -> bool:
@@ -161,8 +203,8 @@ def _owner(descriptor: int) -> str:
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is the one at ``path``."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
