@@ -167,6 +167,10 @@ def _averaging(kind: str, id: str, use_buffers: bool, validate: bool, **hooks: A
         return swap(ctx) if validates and ctx.callbacks[id]["count"] else ctx
 
     def start(ctx: Context) -> dict[str, Any]:
+        if (optimizer := ctx.loop.optimizer).has_modes:
+            raise ValueError(
+                f"{kind}: {optimizer.cls.__name__} averages the parameters itself, for evaluation; leave out {id!r}"
+            )
         if validate:
             _check_validation(kind, ctx)
         return {"count": 0, "params": (), "buffers": (), "swapped": False}

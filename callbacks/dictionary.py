@@ -56,7 +56,7 @@ class CallbackDictionary(Mapping[str, TorchCallback]):
     Callback('scores', epoch_end)
     >>> print(dictionary)
     key     label                  weight  packages
-    scores  Scores of every epoch  0.0
+    scores  Scores of every epoch  1000.0
     """
 
     def __init__(self, entries: Mapping[str, TorchCallback | _Reference] = MappingProxyType({})) -> None:
@@ -183,12 +183,12 @@ _SHIPPED: tuple[tuple[str, str, float, str], ...] = (
     ("clip_grad_norm", "clipping:clip_grad_norm", 0.0, "Clips the norm of the gradients"),
     ("clip_grad_value", "clipping:clip_grad_value", 0.0, "Clips every element of the gradients"),
     ("csv_log", "csv_log:csv_log", 0.0, "Writes scores to a CSV file"),
-    ("digest_trace", "digest_trace:digest_trace", 1e6, "Digests of the state, to compare runs by"),
+    ("digest_trace", "digest_trace:digest_trace", 9e5, "Digests of the state, to compare runs by"),
     ("dp_sgd", "dp_sgd:dp_sgd", -300.0, "Makes the gradients differentially private"),
     ("early_stopping", "early_stopping:early_stopping", 1000.0, "Stops when a score no longer improves"),
     ("ema", "averaging:ema", 2000.0, "Exponential moving average of the weights"),
     ("grad_norm", "monitors:grad_norm", -100.0, "Norm of the gradients"),
-    ("history", "history:history", 0.0, "Scores of every epoch"),
+    ("history", "history:history", 1000.0, "Scores of every epoch"),
     ("json_log", "json_log:json_log", 0.0, "Writes scores to a file of JSON lines"),
     ("lambda_callback", "lambda_callback:lambda_callback", 0.0, "Calls functions at stages"),
     ("lr_chained", "lr_composed:lr_chained", 0.0, "Schedules that multiply"),

@@ -79,6 +79,9 @@ def early_stopping(
         score = dict(ctx.last_scores_valid)[slot["measure"]]
         if improves(ctx, score, slot["best_score"]):
             weights = {"params": ctx.params, "buffers": ctx.buffers} if restore_best_weights else {}
+            if restore_best_weights and ctx.loop.optimizer.has_modes:
+                # What the network is evaluated with depends on it.
+                weights |= {"optimizer_state": ctx.optimizer_state}
             best = {"best_score": score, "best_epoch": ctx.epoch, "stagnation": 0, **weights}
             return ctx.with_callback_state(id, {**slot, **best})
         stagnation = slot["stagnation"] + 1
@@ -89,7 +92,8 @@ def early_stopping(
         slot = ctx.callbacks[id]
         if not restore_best_weights or slot["best_epoch"] is None:
             return ctx
-        return evolve(ctx, params=slot["params"], buffers=slot["buffers"])
+        names = ("params", "buffers", "optimizer_state")
+        return evolve(ctx, **{name: slot[name] for name in names if name in slot})
 
     def check(ctx: Context) -> Context:
         slot, here = ctx.callbacks[id], watched("early_stopping", ctx.loop, measure).id

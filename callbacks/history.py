@@ -11,7 +11,7 @@ from ..record import did_you_mean
 from ..stages import Callback
 from .packages import require
 
-_AFTER_SCORES = 9e5
+_AFTER_SCORES = 1000.0
 
 
 def history(id: str = "history") -> Callback:
@@ -19,7 +19,7 @@ def history(id: str = "history") -> Callback:
 
     A row is ``{"epoch": int, "train.<measure id>": float, "valid.<measure id>": float}``; `to_frame`
     makes a data frame of them. Epochs that `Loop.eval_freq` leaves out have no row. Scores that hooks add are there
-    too: it runs after them (weight 9e5).
+    too: it runs after them (weight 1000).
 
     Args:
         id: the name of the slot, unique in a loop.

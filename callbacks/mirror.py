@@ -43,6 +43,9 @@ class Mirror:
         self._parts: list[nn.Module] = []
         self._containers: list[dict[str, Any]] = []
         self._noted_members: list[tuple[str, int]] = []
+        self._training = True
+        self._evaluation: tuple[Tensors, Any, Tensors] | None = None
+        """Parameters and the optimizer's state, and the parameters for evaluation that they give."""
         self._mode: bool | None = None
         self._modes: list[bool] = []
 
@@ -67,6 +70,15 @@ class Mirror:
             self._optimizer = MirroredOptimizer(self.loop, self._shown["params"], ctx)
         return self._optimizer.optimizer
 
+    def _field(self, ctx: Context, field: str) -> Tensors:
+        """What is shown of ``ctx``: in validation the parameters that the outputs are made with."""
+        if field == "params" and not self._training and (optimizer := self.loop.optimizer).has_modes:
+            state = ctx.optimizer_state
+            if self._evaluation is None or self._evaluation[0] is not ctx.params or self._evaluation[1] is not state:
+                self._evaluation = ctx.params, state, optimizer.evaluation_params(ctx.params, state)
+            return self._evaluation[2]
+        return getattr(ctx, field) or {}
+
     def tensors(self, field: str, ctx: Context) -> Tensors:
         """The ``params``, ``buffers`` or ``grads`` of this stage by name: those of the network, if there is one."""
         if field not in self._dicts:
@@ -75,6 +87,7 @@ class Mirror:
 
     def show(self, ctx: Context, training: bool) -> None:
         """Fill what has been made so far with the values of ``ctx``."""
+        self._training = training
         if self._whole is not None:
             self._show_network(ctx, training)
         if self._optimizer is not None:
@@ -82,6 +95,7 @@ class Mirror:
 
     def release(self) -> None:
         """Let go of what is of this stage only."""
+        self._evaluation = None
         self._dicts.clear()
         self._copies.clear()
         if self._optimizer is not None:
@@ -92,7 +106,7 @@ class Mirror:
             if field in self._shown:
                 made = {name: tensor.detach() for name, tensor in self._shown[field].items()}
             else:
-                made = {name: tensor.detach().clone() for name, tensor in _field(ctx, field).items()}
+                made = {name: tensor.detach().clone() for name, tensor in self._field(ctx, field).items()}
             self._copies[field] = made
         return self._copies[field]
 
@@ -111,7 +125,7 @@ class Mirror:
         self._show_mode(training)
         for field, shown in self._shown.items():
             made = self._copies.get(field)
-            for name, source in _field(ctx, field).items():
+            for name, source in self._field(ctx, field).items():
                 if made is not None:
                     # The callback has asked for them before it asked for the network.
                     shown[name].data = made[name]
@@ -183,13 +197,18 @@ class Mirror:
     def _tensor_changes(self, field: str, ctx: Context) -> dict[str, Any]:
         if field == "grads" and ctx.batch == ():
             return {}
-        before, now = _field(ctx, field), self._now(field)
+        before, now = self._field(ctx, field), self._now(field)
         if field != "grads":
             for name in now.keys() ^ before.keys():
                 raise ValueError(f"{name!r} was {'added to' if name in now else 'taken out of'} ctx.{field}")
         written = {n for n, tensor in now.items() if n not in before or tree_was_written(tensor, before[n])}
         if not written and len(now) == len(before):
             return {}
+        if field == "params" and before is not ctx.params:
+            raise ValueError(
+                f"{min(written)!r} was written to in validation, where {self.loop.optimizer.cls.__name__} has other "
+                "values of the parameters than those that are trained: write to them in on_epoch_end"
+            )
         like = ctx.params if field == "grads" else before
         return {field: {n: taken(t, like.get(n), n) if n in written else before[n] for n, t in now.items()}}
 
@@ -235,10 +254,6 @@ def _replace(module: nn.Module, old: Tensor, new: Tensor) -> None:
             for key, tensor in container.items():
                 if tensor is old:
                     container[key] = new  # type: ignore[assignment]
-
-
-def _field(ctx: Context, field: str) -> Tensors:
-    return getattr(ctx, field) or {}
 
 
 def taken(written: Any, before: Tensor | None, name: str) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..borrowed import numbers_of
+from ..borrowed import is_number, values_of, without_params
 from ..context import Context
 from ..lending import clone_tree, tree_was_written
 from ..loop import Loop
@@ -24,6 +24,9 @@ class MirroredOptimizer:
     def __init__(self, loop: Loop, params: dict[str, Tensor], ctx: Context) -> None:
         self._params = params
         self.optimizer = loop.optimizer.to_torch(dict(params), ctx.optimizer_state)
+        self._flags = loop.optimizer.hyperparameters_of(dict(params))
+        self._added: list[set[str]] = [set() for _ in self._flags]
+        """Keys that are in the groups by way of a context alone."""
         # Schedulers warn if they step before the optimizer does; this one is stepped by the loop.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self._unshown: dict[str, Any] | None = None
@@ -33,10 +36,16 @@ class MirroredOptimizer:
 
     def show(self, ctx: Context) -> None:
         """Fill it with copies of the state in ``ctx``."""
-        for group, values in zip(self.optimizer.param_groups, ctx.optimizer_state["groups"], strict=True):
-            for key, value in values.items():
-                group[key] = tuple(value) if isinstance(group[key], tuple) else clone_tree(value)
-        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        for i, (group, flags, values) in enumerate(
+            zip(groups, self._flags, ctx.optimizer_state["groups"], strict=True)
+        ):
+            for key in self._added[i] - values.keys():
+                group.pop(key, None)
+            self._added[i] = values.keys() - flags.keys()
+            for key, value in {**flags, **values}.items():
+                group[key] = tuple(value) if isinstance(flags.get(key), tuple) else clone_tree(value)
+        self._groups = [without_params(group) for group in groups]
         self._unshown = ctx.optimizer_state["slots"]
         if self._is_known:
             self._fill(vars(self.optimizer)["state"])
@@ -83,21 +92,21 @@ class MirroredOptimizer:
         if len(self.optimizer.param_groups) != len(before):
             raise ValueError("the parameter groups of ctx.optimizer are those of the loop's optimizer: give it groups=")
         groups = []
-        for i, (group, shown, numbers) in enumerate(
-            zip(self.optimizer.param_groups, self._groups, before, strict=True)
-        ):
-            found = numbers_of(group)
+        for i, (group, shown, values) in enumerate(zip(self.optimizer.param_groups, self._groups, before, strict=True)):
+            where = f"ctx.optimizer.param_groups[{i}]"
             for key, value in shown.items():
-                if key in numbers and key not in found:
-                    raise TypeError(
-                        f"ctx.optimizer.param_groups[{i}][{key!r}] must be a number, not {group.get(key)!r}"
-                    )
-                if key not in numbers and key not in found and group.get(key) != value:
-                    raise ValueError(
-                        f"ctx.optimizer.param_groups[{i}][{key!r}] belongs to the loop and can't be changed"
-                    )
-            groups.append({key: found[key] for key in numbers})
+                if key in values and is_number(values[key]) and not is_number(group.get(key)):
+                    raise TypeError(f"{where}[{key!r}] must be a number, not {group.get(key)!r}")
+                if key not in values and not is_number(value) and tree_was_written(group.get(key), value):
+                    raise ValueError(f"{where}[{key!r}] belongs to the loop and can't be changed")
+            found = values_of({key: group.get(key) for key in values}, {}, type(self.optimizer).__name__)
+            groups.append({key: _like(found[key], values[key]) for key in values})
         return groups
+
+
+def _like(value: Any, before: Any) -> Any:
+    """A hyperparameter as a context has it, whose sequences are lists."""
+    return list(value) if isinstance(before, list) and isinstance(value, tuple) else value
 
 
 def _make_lazy(optimizer: torch.optim.Optimizer, fill: Callable[[dict[Any, Any]], None]) -> None:

@@ -112,7 +112,11 @@ def _in_parts(step: Step, draft: Draft, last: bool, probe: bool) -> None:
     found = _gradients(step, draft, draft["params"], draft["buffers"], probe)
     position = _position(draft)
     updates = last or position == loop.accumulate
-    sums = found.grads if loop.accumulate == 1 else _add(draft["accumulated"], found.grads, draft["trainable"])
+    sums = (
+        found.grads
+        if loop.accumulate == 1
+        else _add(draft["accumulated"], found.grads, draft["trainable"], sparse=loop.optimizer.needs_sparse)
+    )
     draft.changes.update(
         params=found.params,
         buffers=found.buffers,
@@ -208,9 +212,9 @@ def _check_grads(grads: Any, params: Tensors) -> None:
         raise ValueError(f"a hook of 'after_backward' left {name!r} in ctx.grads{did_you_mean(name, params)}")
 
 
-def _add(sums: Tensors | tuple[()], grads: Tensors, trainable: tuple[str, ...]) -> Tensors:
-    # Sums are saved with the context, which sparse tensors can't be.
-    grads = {name: grad.to_dense() if grad.is_sparse else grad for name, grad in grads.items()}
+def _add(sums: Tensors | tuple[()], grads: Tensors, trainable: tuple[str, ...], sparse: bool) -> Tensors:
+    # A sum grows by the rows of every batch, unless it is dense.
+    grads = {name: grad.to_dense() if grad.is_sparse and not sparse else grad for name, grad in grads.items()}
     if not sums:
         return grads
     # A parameter frozen within the window drops out of it.
@@ -268,4 +272,5 @@ def evaluate(step: Step, ctx: Context, batch: Batch, with_loss: bool = False) ->
     seed = fold_in(fold_in(ctx.seed, "evaluation", ctx.epoch), "batch", ctx.step_valid)
     what = "network or the loss" if with_loss else "network"
     with noting(lambda: f"in the {what}, in evaluation mode ({place_of(ctx)})"):
-        return step.evaluate(ctx.params, ctx.buffers, ctx.trainable, batch, seed, with_loss)
+        params = step.evaluation_params(ctx.params, ctx.optimizer_state)
+        return step.evaluate(params, ctx.buffers, ctx.trainable, batch, seed, with_loss)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+from .lending import tree_was_written
 
 Tensors: TypeAlias = dict[str, Tensor]
 State: TypeAlias = dict[str, Any]
@@ -30,7 +32,8 @@ class Updater(Protocol):
 class Borrowed:
     """The update of any optimizer class as a pure function, by means of one private instance.
 
-    The instance keeps no tensor between two updates.
+    The instance keeps no tensor between two updates. What a step adds to the groups, or changes in them, is part of the
+    state; a class that keeps anything elsewhere is refused at its first step.
 
     Args:
         instance: the private optimizer; its groups hold the parameters of ``groups`` in that order.
@@ -42,12 +45,21 @@ class Borrowed:
         self._instance = instance
         self._groups = groups
         self._needs_closure = needs_closure
-        self._hyperparameters = [without_params(group) for group in instance.param_groups]
+        self._flags = [copied(without_params(group)) for group in instance.param_groups]
+        self._probed = needs_closure
         self.release()
 
     def __call__(
         self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
     ) -> tuple[Tensors, State]:
+        if self._probed:
+            return self._update(grads, state, params, closure)
+        before = attributes(self._instance)
+        done = self._update(grads, state, params, closure)
+        self._probe(before, done, lambda: self._update(grads, state, params, closure))
+        return done
+
+    def _update(self, grads: Tensors, state: State, params: Tensors, closure: Closure | None) -> tuple[Tensors, State]:
         try:
             copies = self._lend(grads, state, params)
             if self._needs_closure:
@@ -59,6 +71,27 @@ class Borrowed:
         finally:
             self.release()
 
+    def _probe(self, before: State, done: tuple[Tensors, State], again: Callable[[], tuple[Tensors, State]]) -> None:
+        """Step again where attributes have changed, which is to make no difference, nor to change them further.
+
+        Raises:
+            ValueError: it does.
+        """
+        once = attributes(self._instance)
+        if tree_was_written(once, before):
+            repeated = again()
+            twice = attributes(self._instance)
+            changed = [name for name in twice if name not in once or tree_was_written(twice[name], once[name])]
+            if not changed and tree_was_written(repeated, done):
+                changed = [name for name in once if name not in before or tree_was_written(once[name], before[name])]
+            if changed:
+                raise ValueError(
+                    f"{type(self._instance).__name__} keeps a state in its attribute {changed[0]!r}, outside of state "
+                    "and param_groups, so that a run could not go on where it has stopped: keep it in self.state[p] of "
+                    "a parameter, or in a group"
+                )
+        self._probed = True
+
     def _lend(self, grads: Tensors, state: State, params: Tensors) -> Tensors:
         """Fill the instance with copies: of the parameters that the step may move, and of their state."""
         copies = {
@@ -67,12 +100,12 @@ class Borrowed:
             for name in names
             if self._needs_closure or name in grads
         }
-        for group, names, flags in zip(self._instance.param_groups, self._groups, self._hyperparameters, strict=True):
+        for group, names, flags in zip(self._instance.param_groups, self._groups, self._flags, strict=True):
             members = group["params"]
             # In place, because LBFGS holds a second reference to the list.
             members[:] = [copies[name] for name in names if name in copies]
             group.clear()
-            group.update(flags, params=members)
+            group.update(copied(flags), params=members)
             if flags.get("fused"):
                 _check_slots(state["slots"], copies, [name for name in names if name in copies])
         fill(self._instance, state, copies)
@@ -94,12 +127,19 @@ class Borrowed:
 
     def _take_back(self, state: State, params: Tensors, copies: Tensors) -> tuple[Tensors, State]:
         slots = dict(state["slots"])
+        kind = type(self._instance).__name__
+        ours = set(map(id, copies.values()))
+        if other := [key for key in self._instance.state if id(key) not in ours]:
+            raise ValueError(
+                f"{kind} keeps a state that is of no parameter, under {other[0]!r}: keep it in self.state[p] of one, "
+                "or in a group"
+            )
         for name, copy in copies.items():
             if copy in self._instance.state:
                 slots[name] = dict(self._instance.state[copy])
             copy.grad = None
             copy.requires_grad_(False)
-        groups = [numbers_of(group) for group in self._instance.param_groups]
+        groups = [values_of(group, flags, kind) for group, flags in zip(self._instance.param_groups, self._flags)]
         return params | copies, {"groups": groups, "slots": slots}
 
     def release(self) -> None:
@@ -165,6 +205,57 @@ def fill(instance: torch.optim.Optimizer, state: State, params: Tensors) -> None
 def numbers_of(group: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a group that are numbers, tensors, or lists of them; the others are flags."""
     return {key: plain(value) for key, value in without_params(group).items() if is_number(value)}
+
+
+def values_of(group: dict[str, Any], flags: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What of a group is state: its numbers, and what is not as in ``flags``, those of a group that made no step.
+
+    Raises:
+        TypeError: it can't be saved.
+    """
+    found = {}
+    for key, value in without_params(group).items():
+        if key in flags and is_number(value):
+            found[key] = plain(value)
+        elif key not in flags or tree_was_written(value, flags[key]):
+            found[key] = _kept(value, f"{kind} has put {value!r} into its groups under {key!r}, which can't be saved")
+    return found
+
+
+def _kept(value: Any, refusal: str) -> Any:
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _kept(each, refusal) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_kept(each, refusal) for each in value)
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (Real, Tensor)):
+        return plain(value)
+    raise TypeError(refusal)
+
+
+_OF_TORCH = ("state", "param_groups")
+
+
+def attributes(instance: torch.optim.Optimizer) -> State:
+    """Copies of the attributes of an optimizer, but for its state, its groups, and the hooks of torch."""
+    own = {
+        key: value for key, value in vars(instance).items() if key not in _OF_TORCH and not key.startswith("_optimi")
+    }
+    members = {id(param) for group in instance.param_groups for param in group["params"]}
+    return {key: _snapshot(value, members) for key, value in own.items()}
+
+
+def _snapshot(value: Any, members: set[int]) -> Any:
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, Tensor):
+        return "a parameter" if id(value) in members else value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _snapshot(each, members) for key, each in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [_snapshot(each, members) for each in value]
+    return value
 
 
 def without_params(group: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .context import Context
 from .ensembles.ensemble import of_one_run
 from .environment import KERNELS
 from .errors import StateDictError
-from .export import to_modules
+from .export import for_evaluation, to_modules
 from .identity import compare, kind_of
 from .loop import Loop, init
 from .network import has_tensors, state_names
@@ -194,7 +194,7 @@ def to_safetensors(ctx: Context, path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: the package safetensors is not installed.
         OSError, safetensors.SafetensorError: the file could not be written.
     """
-    write_safetensors(state_dict(of_one_run(ctx, "to_safetensors"))["network"], path)
+    write_safetensors(state_dict(for_evaluation(of_one_run(ctx, "to_safetensors")))["network"], path)
 
 
 def write_safetensors(network: dict[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -9,10 +9,13 @@ from .context import Context, check_context
 from .ensembles.ensemble import one_member
 from .loop import make_module
 from .network import LOSS, WithLoss, has_tensors, private_copy
+from .record import evolve
 
 
 def to_module(ctx: Context, part: str = "network", member: int | None = None) -> nn.Module:
     """A module with its own copies of the parameters and buffers of ``ctx``, in the mode of the loop's.
+
+    Where the optimizer has other values of the parameters for evaluation (schedule-free ones), it has these.
 
     Args:
         part: ``"network"``, or ``"loss"`` for the loss, if that is a module.
@@ -32,7 +35,7 @@ def to_module(ctx: Context, part: str = "network", member: int | None = None) ->
     check_context(ctx, "to_module")
     if part not in ("network", "loss"):
         raise ValueError(f"to_module: the part is 'network' or 'loss', not {part!r}; a member is given as member=")
-    ctx = one_member(ctx, member, "to_module")
+    ctx = for_evaluation(one_member(ctx, member, "to_module"))
     loss = ctx.loop.loss
     if part == "loss" and not has_tensors(loss):
         if not isinstance(loss, nn.Module):
@@ -42,6 +45,14 @@ def to_module(ctx: Context, part: str = "network", member: int | None = None) ->
     module = whole.parts()[part]
     _fill(module, whole, ctx)
     return module
+
+
+def for_evaluation(ctx: Context) -> Context:
+    """``ctx`` with the parameters to evaluate with."""
+    optimizer = ctx.loop.optimizer
+    return (
+        evolve(ctx, params=optimizer.evaluation_params(ctx.params, ctx.optimizer_state)) if optimizer.has_modes else ctx
+    )
 
 
 def to_modules(ctx: Context) -> WithLoss:
@@ -82,6 +93,8 @@ def to_optimizer(
 ) -> torch.optim.Optimizer:
     """An ordinary torch optimizer over the parameters of ``module`` that goes on from the state of ``ctx``.
 
+    One that has a mode for evaluation (a schedule-free one) is in it: call its ``train()`` before a step.
+
     Args:
         module: a module of the network's structure, such as `to_module` gives.
         loss: if the loss has parameters, a module of its structure: ``to_module(ctx, "loss")``.
@@ -113,4 +126,17 @@ def to_optimizer(
                 f"to_optimizer: parameter {name!r} is of shape {list(parameter.shape)} in the module and of "
                 f"{list(ctx.params[name].shape)} in the context"
             )
-    return ctx.loop.optimizer.to_torch(params, ctx.optimizer_state)
+    return _optimizer_over(ctx, params)
+
+
+def _optimizer_over(ctx: Context, params: dict[str, torch.Tensor]) -> torch.optim.Optimizer:
+    """In its mode for evaluation, if it has one: as the parameters are that `to_module` gives."""
+    optimizer = ctx.loop.optimizer
+    instance = optimizer.to_torch(params, ctx.optimizer_state)
+    if optimizer.has_modes:
+        values = {name: param.detach().clone() for name, param in params.items()}
+        instance.eval()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for name, param in params.items():
+                param.copy_(values[name])
+    return instance

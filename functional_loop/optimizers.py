@@ -11,7 +11,19 @@ import attrs
 import torch
 from torch import Tensor
 
-from .borrowed import Borrowed, Closure, State, Tensors, Updater, copied, fill, is_number, numbers_of, without_params
+from .borrowed import (
+    Borrowed,
+    Closure,
+    State,
+    Tensors,
+    Updater,
+    copied,
+    fill,
+    is_number,
+    numbers_of,
+    values_of,
+    without_params,
+)
 from .errors import StateDictError, add_note
 from .fast.fast_update import fast_update
 from .patterns import Patterns, check_patterns, select
@@ -72,6 +84,10 @@ class Optimizer:
     hyperparameters (tuples as lists), free to be changed at any time, and what torch keeps for every parameter,
     made when torch makes it. Flags such as ``fused`` and ``nesterov`` do not change and are not in the state.
 
+    To these a step may add what its class keeps in the groups. A class with methods ``train()`` and ``eval()``, which
+    change the values of the parameters (schedule-free optimizers), is in its training mode: the parameters of a context
+    are those to train on, and `evaluation_params` gives the others.
+
     ``needs_closure`` says whether a step evaluates the network itself, as that of `torch.optim.LBFGS` does.
     """
 
@@ -85,6 +101,16 @@ class Optimizer:
     def _closure_is_required(self) -> bool:
         closure = inspect.signature(self.cls.step).parameters.get("closure")
         return closure is not None and closure.default is inspect.Parameter.empty
+
+    @property
+    def needs_sparse(self) -> bool:
+        """Whether the class takes sparse gradients alone."""
+        return issubclass(self.cls, torch.optim.SparseAdam)
+
+    @property
+    def has_modes(self) -> bool:
+        """Whether the class has other values of the parameters for evaluation than for training."""
+        return callable(getattr(self.cls, "train", None)) and callable(getattr(self.cls, "eval", None))
 
     def covers(self, names: Iterable[str]) -> tuple[str, ...]:
         """The parameters that it updates, in the order of ``names``.
@@ -121,7 +147,7 @@ class Optimizer:
         >>> sgd.hyperparameters_of({"weight": torch.ones(2)})[0]["nesterov"]
         False
         """
-        return [without_params(group) for group in self._instance(_detached(params)).param_groups]
+        return [without_params(group) for group in self._instance(self._own(params)).param_groups]
 
     def init(self, params: Tensors) -> State:
         """The state before the first update.
@@ -135,7 +161,7 @@ class Optimizer:
         >>> optimizer(torch.optim.SGD, lr=0.1).init({"weight": torch.ones(2)})
         {'groups': [{'lr': 0.1, 'momentum': 0, 'dampening': 0, 'weight_decay': 0}], 'slots': {}}
         """
-        params = _detached(params)
+        params = self._own(params)
         instance = self._instance(params)
         return {"groups": list(map(numbers_of, instance.param_groups)), "slots": self._slots(instance, params)}
 
@@ -164,10 +190,18 @@ class Optimizer:
 
         It holds a private instance of the class, and so must not be called from two threads at once.
         """
-        names, instance = self.group_names(params), self._instance(_detached(params))
+        names, instance = self.group_names(params), self._instance(self._own(params))
         generic = Borrowed(instance, names, self.needs_closure)
         groups = list(map(without_params, instance.param_groups))
         return fast_update(self.cls, names, groups, params, generic) or generic
+
+    def evaluation_params(self, params: Tensors, state: State) -> Tensors:
+        """The values of the parameters to evaluate with: those given, but for classes with a mode for evaluation."""
+        if not self.has_modes:
+            return params
+        copies = {name: param.detach().clone() for name, param in params.items()}
+        self.to_torch(copies, state).eval()  # type: ignore[attr-defined]
+        return copies
 
     def to_torch(self, params: Tensors, state: State) -> torch.optim.Optimizer:
         """An ordinary optimizer, which goes on from its own copy of ``state``.
@@ -187,14 +221,16 @@ class Optimizer:
     def from_torch(self, instance: torch.optim.Optimizer, params: Tensors) -> State:
         """The state of an ordinary optimizer in mid-flight, copied.
 
-        What learning rate schedulers keep beside the hyperparameters (``initial_lr``) is left out.
+        What learning rate schedulers keep beside the hyperparameters (``initial_lr``) is left out; what steps have
+        added to the groups is not.
 
         Args:
             instance: an optimizer of this very class, whose groups are those of `group_names`, in any order.
             params: the tensors that ``instance`` updates, by name.
 
         Raises:
-            StateDictError: the class, the groups or the flags differ; it lists all differences.
+            StateDictError: the class, the groups or the flags differ, or it is in its mode for evaluation; all
+                differences are listed.
         """
         if type(instance) is not self.cls:
             raise StateDictError(f"the state of {type(instance).__name__} can't be continued by {self.cls.__name__}")
@@ -209,15 +245,22 @@ class Optimizer:
             if group is None:
                 differences.append(f"no group of the torch optimizer has the parameters {members}, in this order")
                 continue
-            differences += [f"group {members}: {line}" for line in _differing_flags(group, ours)]
-            groups.append(numbers_of({key: value for key, value in group.items() if key in ours}))
+            differences += [f"group {members}: {line}" for line in _differing_flags(group, ours, self.cls)]
+            if self.has_modes and group.get("train_mode") is False:
+                differences.append(f"group {members} is in the mode for evaluation: call its train() first")
+            added = {key: value for key, value in group.items() if key not in _OF_SCHEDULERS or key in ours}
+            groups.append(values_of(added, without_params(ours), self.cls.__name__))
         differences += [f"only the torch optimizer has the group {list(members)}" for members in theirs]
         if differences:
             raise StateDictError("the torch optimizer and this optimizer differ", differences)
         return {"groups": groups, "slots": self._slots(instance, params)}
 
     def _slots(self, instance: torch.optim.Optimizer, params: Tensors) -> State:
-        return {n: copied(instance.state[params[n]]) for n in self.covers(params) if params[n] in instance.state}
+        return {n: copied(instance.state[params[n]]) for n in self.covers(params) if instance.state.get(params[n])}
+
+    def _own(self, params: Tensors) -> Tensors:
+        """Tensors for an instance; one with modes may write to them."""
+        return {name: param.detach().clone() if self.has_modes else param.detach() for name, param in params.items()}
 
     def _instance(self, params: Tensors) -> torch.optim.Optimizer:
         """A `torch.optim` optimizer of ``params``."""
@@ -231,23 +274,30 @@ class Optimizer:
         except ValueError as error:
             add_note(error, f"{self.cls.__name__} was given {names}; optimizer(..., params=patterns) chooses")
             raise
+        if self.has_modes:
+            instance.train()  # type: ignore[attr-defined]
+            # To ask for the state of a parameter has made an empty one.
+            for param in [param for param, slot in instance.state.items() if not slot]:
+                del instance.state[param]
         on_cpu = [name for name in self.covers(params) if params[name].is_cpu]
         if on_cpu and any(group.get("capturable") for group in instance.param_groups):
             raise ValueError(f"capturable=True is for accelerators, but {on_cpu[0]!r} is on the CPU; leave it out")
         return instance
 
 
-def _differing_flags(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterable[str]:
+_OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+
+
+def _differing_flags(theirs: dict[str, Any], ours: dict[str, Any], cls: type[torch.optim.Optimizer]) -> Iterable[str]:
     """Hyperparameters that are missing, or that are no numbers and not the same; numbers may have changed."""
+    arguments = _arguments(cls, ours)
     for key, value in without_params(ours).items():
+        if key not in arguments:
+            continue
         if key not in theirs:
             yield f"{key!r} is missing"
         elif not (is_number(value) and is_number(theirs[key])) and theirs[key] != value:
             yield f"{key} is {theirs[key]!r}, and here {value!r}"
-
-
-def _detached(params: Tensors) -> Tensors:
-    return {name: param.detach() for name, param in params.items()}
 
 
 def _arguments(cls: type[torch.optim.Optimizer], given: Iterable[str]) -> list[str]:

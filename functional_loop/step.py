@@ -62,6 +62,7 @@ class Step:
         self.device_type = loop.device.type
         self.autocast_dtype = loop.autocast
         self.optimizer = loop.optimizer
+        self._shown: tuple[Tensors, Any, Tensors] | None = None
         self.updater = loop.optimizer.updater(whole.params())
         # A network that writes to its parameters can't be called twice on them.
         self.seeding = Seeding(everything=bool(self.network.writes))
@@ -146,8 +147,17 @@ class Step:
             outputs, loss = self._run(forward, seed)
             return tree_detach(outputs), loss
 
+    def evaluation_params(self, params: Tensors, optimizer_state: Any) -> Tensors:
+        """The parameters to evaluate with, see `Optimizer.evaluation_params`; made once for all batches."""
+        if not self.optimizer.has_modes:
+            return params
+        if self._shown is None or self._shown[0] is not params or self._shown[1] is not optimizer_state:
+            self._shown = params, optimizer_state, self.optimizer.evaluation_params(params, optimizer_state)
+        return self._shown[2]
+
     def release(self) -> None:
         """Let go of all tensors."""
+        self._shown = None
         self.network.release()
         self.updater.release()
 

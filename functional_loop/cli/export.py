@@ -42,6 +42,12 @@ def export(file: Path, out: Path) -> int:
         if "members" in state:
             raise UsageError(f"{file} is of an ensemble: in Python, save to_module(ctx, member=...).state_dict()")
         state = migrate(state)
+        groups = state["fingerprint"]["optimizer"]["groups"]
+        if out.suffix == ".safetensors" and any("train_mode" in group["flags"] for group in groups):
+            raise UsageError(
+                f"{file} holds the parameters that are trained, and its optimizer evaluates with others: in Python, "
+                "to_safetensors(ctx, path) writes these"
+            )
     except (FunctionalLoopError, OSError) as error:
         raise UsageError(str(error)) from None
     _write(state, out)

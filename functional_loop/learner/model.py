@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ..context import Context, first_output
 from ..errors import StateDictError
-from ..export import to_module
+from ..export import for_evaluation, to_module
 from ..identity import compare
 from ..loop import Loop, init, make_module
 from ..network import LOSS
@@ -47,7 +47,7 @@ class TrainedModel:
     @classmethod
     def of(cls, end: Context, last: Context) -> TrainedModel:
         """The model of a finished run and the boundary before its end."""
-        return cls(to_module(end).eval(), state_dict(end), state_dict(last))
+        return cls(to_module(end).eval(), state_dict(for_evaluation(end)), state_dict(last))
 
     @property
     def epochs(self) -> int:

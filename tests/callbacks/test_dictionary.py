@@ -223,7 +223,7 @@ def test_the_table_has_key_label_weight_and_packages(dictionary: CallbackDiction
         {"key": "described", "label": "Described", "weight": 2.0, "packages": []},
         {"key": "keeping", "label": "Keeping", "weight": 7.0, "packages": ["torch", "rich"]},
         {"key": "required", "label": "Required", "weight": None, "packages": []},
-        {"key": "scores", "label": "Scores of every epoch", "weight": 0.0, "packages": []},
+        {"key": "scores", "label": "Scores of every epoch", "weight": 1000.0, "packages": []},
     ]
     assert str(dictionary).splitlines()[:3] == [
         "key        label                  weight  packages",
