@@ -161,8 +161,8 @@ class Mirror:
         changed = next(name for name, mode, before in zip(names, now, self._modes, strict=True) if mode is not before)
         raise ValueError(
             f"{changed!r} of ctx.network was put into {'training' if not self._mode else 'evaluation'} mode, which the "
-            "loop would not do: the mode of a part is no state of a run; a network that keeps a part in evaluation "
-            "mode does so in its method train()"
+            "loop would not do: the mode of a part is no state of a run; put it into that mode before init(), and it "
+            "stays so"
         )
 
     def changes(self, ctx: Context) -> Context:

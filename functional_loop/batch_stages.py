@@ -14,6 +14,7 @@ from .rng import fold_in
 from .step import StepInputs
 
 if TYPE_CHECKING:
+    from .hook_seeds import Kind
     from .loop import Loop
     from .stages import Hook
     from .step import Gradients, Step, Tensors
@@ -137,7 +138,7 @@ def _compiled(step: Any, draft: Draft, probe: bool) -> None:
     seed = fold_in(draft["seed"], "step", draft["global_step"])
     with noting(lambda: f"in the compiled step, between 'batch_begin' and 'batch_end' ({place_of(draft)})"):
         names = ("params", "buffers", "trainable", "optimizer_state")
-        batch = for_network(draft["batch"], draft["loop"], "batch_begin")
+        batch = for_network(draft["batch"], draft["loop"], "train")
         given = StepInputs(**{name: draft[name] for name in names}, batch=batch, seed=seed, probe=probe)
         found, optimizer_state = step.whole(given)
     draft.changes.update(
@@ -151,9 +152,9 @@ def _compiled(step: Any, draft: Draft, probe: bool) -> None:
     )
 
 
-def for_network(batch: Batch, loop: Loop, stage: str) -> Batch:
-    """The batch, or a copy where hooks of ``stage`` may have kept it: a network may write to its input."""
-    return copied(batch) if loop.hooks[stage] else batch
+def for_network(batch: Batch, loop: Loop, kind: Kind) -> Batch:
+    """The batch, or a copy where hooks may see it or run again on it: a network may write to its input."""
+    return copied(batch) if kind in loop.hook_seeds.hooked else batch
 
 
 def pass_over(ctx: Context, data: Any) -> Context:
@@ -201,7 +202,7 @@ class Draft:
 def _gradients(step: Step, draft: Draft, params: Tensors, buffers: Tensors, probe: bool = False) -> Gradients:
     seed = fold_in(draft["seed"], "step", draft["global_step"])
     with noting(lambda: f"in the network or the loss, between 'batch_begin' and 'after_backward' ({place_of(draft)})"):
-        batch = for_network(draft["batch"], draft["loop"], "batch_begin")
+        batch = for_network(draft["batch"], draft["loop"], "train")
         return step.gradients(params, buffers, draft["trainable"], batch, seed, probe)
 
 
@@ -261,7 +262,7 @@ def _valid_batch(step: Step, ctx: Context, batch: Batch, data: Any, seeds: bool)
     ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=to_device(batch, loop.device), data=data)
     ctx = run_hooks_of("batch_valid_begin", ctx, seeds)
     batch, chosen, running = ctx.batch, loop.measures_valid, ctx.measures["valid"]
-    y_hats, loss = evaluate(step, ctx, for_network(batch, loop, "batch_valid_begin"), measures.need_loss(chosen))
+    y_hats, loss = evaluate(step, ctx, for_network(batch, loop, "valid"), measures.need_loss(chosen))
     with noting(lambda: f"in the validation scores ({place_of(ctx)})"):
         running = measures.accumulate(chosen, running, y_hats, batch.y, batch.x, loss)
     return boundary_after("batch_valid_end", evolve(ctx, y_hats=y_hats, measures={**ctx.measures, "valid": running}))

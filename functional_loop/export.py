@@ -65,7 +65,9 @@ def to_modules(ctx: Context) -> WithLoss:
 def _private(ctx: Context) -> WithLoss:
     network = ctx.loop.network
     module = network if isinstance(network, nn.Module) else make_module(network, ctx.seed)
-    return WithLoss(module, ctx.loop.loss).copied()
+    whole = WithLoss(module, ctx.loop.loss, ctx.loop.modes()).copied()
+    whole.keep_modes()
+    return whole
 
 
 def _fill(module: nn.Module, whole: WithLoss, ctx: Context) -> None:

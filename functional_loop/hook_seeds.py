@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .context import Context
 
 R = TypeVar("R")
-_STAGES = {
+Kind = Literal["train", "valid"]
+_STAGES: dict[Kind, tuple[str, ...]] = {
     "train": ("batch_begin", "after_backward", "batch_end"),
     "valid": ("batch_valid_begin", "batch_valid_end"),
 }
@@ -43,19 +44,20 @@ class HookSeeds:
         self.drawing: set[tuple[str, str]] = set()
         """Stages and ids of the hooks that have been seen to draw."""
         self._seedings: dict[tuple[str, str], Seeding] = {}
-        self._hooked = {kind for kind, stages in _STAGES.items() if any(map(hooks.__getitem__, stages))}
+        self.hooked: set[Kind] = {kind for kind, stages in _STAGES.items() if any(map(hooks.__getitem__, stages))}
+        """Kinds of batches that have hooks."""
         self._settled: set[str] = set()
         self._of_thread = threading.local()
 
     def __reduce__(self) -> tuple[type[HookSeeds], tuple[Any, ...]]:
         return HookSeeds, self._arguments
 
-    def batch(self, kind: Literal["train", "valid"], run: Callable[[bool], R]) -> R:
+    def batch(self, kind: Kind, run: Callable[[bool], R]) -> R:
         """``run(seeds)`` for one batch, where ``seeds`` says whether to seed all hooks in it.
 
         Hooks that drew unnoticed so far run twice.
         """
-        if kind not in self._hooked:
+        if kind not in self.hooked:
             return run(False)
         if kind not in self._settled:
             result = run(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -10,16 +11,20 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from .constants import drawn, views_of_state
 from .context import Context
 from .data import BatchSource
 from .fast.compiled import CompiledStep
 from .hook_seeds import HookSeeds
 from .measures import Measure
-from .network import WithLoss, check_module
+from .network import Modes, WithLoss, check_module
 from .optimizers import Optimizer
+from .overlaps import check_separate
 from .plain import check_plain
+from .probe import Probed
 from .proofs.purity import checked
 from .record import evolve
+from .repeatable import refuse_metrics
 from .rng import fold_in, seeded
 from .stages import STAGES, Callback, Hook
 from .step import Step
@@ -32,6 +37,9 @@ class AsCallback(Protocol):
 
 
 def _as_measures(measures: Iterable[Measure]) -> tuple[Measure, ...]:
+    for given in measures if isinstance(measures, (list, tuple)) else ():
+        if not isinstance(given, Measure):
+            refuse_metrics("Loop: measures", given)
     if not isinstance(measures, (list, tuple)) or not all(isinstance(m, Measure) for m in measures):
         raise TypeError(f"Loop: measures are given as a list of what measure(id, fn) makes, not {measures!r}")
     return tuple(measures)
@@ -74,6 +82,7 @@ class Loop:
     Args:
         network: any ``nn.Module``, whose values when `init` is called are the start and which is never written to; or a
             function of no arguments that makes one, called under the seed, so that seeds differ in initialisation too.
+            Parts that are in evaluation mode at `init`, such as a frozen BatchNorm, stay in it while the others train.
         loss: a function ``(y_hats, y) -> scalar tensor``; ``y_hats`` is what the network returns. Parameters and
             buffers of an ``nn.Module`` are in the context beside the network's, their names prefixed with ``loss.``:
             they are trained, and saved; the module itself is never written to.
@@ -145,6 +154,9 @@ class Loop:
     """By stage, and for ``resume``: callback ids and hooks, in the order in which they run."""
     _skipping: list[tuple[str, Callable[[Any], Iterable[int]]]] = attrs.field(init=False, repr=False)
     _modules: list[nn.Module] = attrs.field(init=False, factory=list, repr=False)
+    probed: Probed = attrs.field(init=False, factory=Probed, repr=False)
+    """What has been looked at of the network and the loss, in this process."""
+    _modes: list[Modes] = attrs.field(init=False, factory=list, repr=False)
     _steps: list[Step] = attrs.field(init=False, factory=list, repr=False)
     hook_seeds: HookSeeds = attrs.field(init=False, repr=False)
 
@@ -200,23 +212,31 @@ class Loop:
         """The callbacks as they run: watched, if they are to be."""
         return [checked(callback) if self.check_pure else callback for callback in self.callbacks]
 
-    def template(self) -> nn.Module:
-        """A module of the network's structure, whose values don't matter; not to be written to."""
+    def template(self, beside: nn.Module | None = None) -> nn.Module:
+        """A module of the network's structure, whose values don't matter; not to be written to.
+
+        Args:
+            beside: another module that the network made, if there is one at hand.
+        """
         if isinstance(self.network, nn.Module):
             return self.network
         if not self._modules:
-            module = make_module(self.network, seed=0)
+            module = make_module(self.network, TEMPLATE_SEED)
             check_module(module)
-            for parameter in module.parameters():
-                if parameter.is_contiguous():
-                    # One element in memory, in place of as many as the context has.
-                    parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
+            others = beside if beside is not None else make_module(self.network, TEMPLATE_SEED)
+            _empty(module, frozenset(map(id, (*others.parameters(), *others.buffers()))))
             self._modules.append(module)
         return self._modules[0]
 
     def with_loss(self) -> WithLoss:
         """`template` and the loss as one module, not to be written to."""
-        return WithLoss(self.template(), self.loss)
+        return WithLoss(self.template(), self.loss, self.modes())
+
+    def modes(self) -> Modes:
+        """The parts of network and loss that keep a mode of their own in training, as they were at the first `init`."""
+        if not self._modes:
+            self._modes.append(WithLoss(self.template(), self.loss).kept_modes())
+        return self._modes[0]
 
     def evaluates(self, epoch: int) -> bool:
         """Whether scores are made in ``epoch``."""
@@ -225,6 +245,12 @@ class Loop:
     def skipped(self, states: dict[str, Any]) -> frozenset[int]:
         """Numbers of the batches that are passed over: ``skip_batches``, and those in the ``states`` of callbacks."""
         return self.skip_batches.union(*(skips(states[id]) for id, skips in self._skipping))
+
+    def sharing(self, other: Loop) -> Loop:
+        """This loop, for which counts what has been looked at of ``other``, with the same network and loss."""
+        object.__setattr__(self, "probed", other.probed)
+        object.__setattr__(self, "_modes", other._modes)
+        return self
 
     def borrow_step(self) -> Step:
         """A planned tensor program that nobody else uses; give it back to have the next run start at once."""
@@ -236,6 +262,18 @@ class Loop:
     def return_step(self, step: Step) -> None:
         step.release()
         self._steps.append(step)
+
+
+TEMPLATE_SEED = -1
+"""A seed under which nobody trains: what a network draws besides its parameters and buffers differs from that."""
+
+
+def _empty(module: nn.Module, shared: frozenset[int]) -> None:
+    """Leave one element, that is NaN if there is such, of what the context has; what others ``shared`` stays."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_contiguous() and id(tensor) not in shared:
+            value = math.nan if tensor.is_floating_point() or tensor.is_complex() else 0
+            tensor.data = tensor.data.new_full((), value).expand(tensor.shape)
 
 
 def make_module(network: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -258,7 +296,8 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
 
     Raises:
         ValueError: a lazy network, an optimizer that does not fit the network, a loss with parameters beside a network
-            with a child ``loss``.
+            with a child ``loss``, parameters or buffers that share memory, a number in an attribute of the network
+            that is drawn anew for every seed.
         TypeError: a seed that is not an integer, a callback's initial state that can't be saved.
 
     >>> import functional_loop as fl
@@ -274,9 +313,15 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
     if type(seed) is not int:
         raise TypeError(f"the seed is an integer, not {seed!r}")
     module = loop.network if isinstance(loop.network, nn.Module) else make_module(loop.network, seed)
+    template = loop.template(beside=module)
+    loop.modes()
+    loop.probed.suspects.update(views_of_state(module))
+    if template is not module:
+        loop.probed.suspects.update(drawn(module, template, lambda: make_module(loop.network, TEMPLATE_SEED)))
     whole = WithLoss(module, loop.loss)
     for role, part in whole.parts().items():
         check_module(part, role)
+    check_separate([*whole.params().items(), *whole.statistics().items()])
     params = {name: own(p, loop.device) for name, p in whole.params().items()}
     buffers = {name: own(b, loop.device) for name, b in whole.statistics().items()}
     requires_grad = [name for name, p in whole.params().items() if p.requires_grad]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .errors import add_note, noting
 from .outputs import leaves, map_outputs, pick, plain, restored, tree_detach
+from .repeatable import checked, refuse_metrics
 
 Of: TypeAlias = str | int | Callable[[Any], Any] | None
 
@@ -37,7 +39,9 @@ class Measure:
     def advance(self, state: Any, y_hats: Any, y: Any, loss: Any, rows: int) -> Any:
         """The state after one more batch, of a mergeable measure."""
         assert self.update is not None
-        return self.update(state, loss, rows) if self.is_loss else self.update(state, self.picked(y_hats), y)
+        if self.is_loss:
+            return self.update(state, loss, rows)
+        return checked(self, partial(self.update, state), self.picked(y_hats), y)
 
     def __repr__(self) -> str:
         return f"measure {self.id!r}"
@@ -76,8 +80,11 @@ def measure(
         init, update, compute: the mergeable form; ``compute`` returns what ``fn`` does.
 
     Raises:
-        TypeError: neither form is given in full, or both are.
+        TypeError: neither form is given in full, or both are; ``fn`` uses an object that accumulates, such as a metric
+            of torchmetrics.
         ValueError: the id is empty or ``"epoch"``, which is a column of every history.
+
+    A measure that gives two results for the same predictions and targets is refused when it is first used.
 
     >>> accuracy = measure("accuracy", lambda y_hat, y: (y_hat.argmax(1) == y).float().mean(), minimize=False)
     >>> rows = measure("rows", init=lambda: 0, update=lambda n, y_hat, y: n + len(y), compute=lambda n: n)
@@ -108,6 +115,8 @@ def measure(
     for name, part in {"fn": fn, **parts}.items():
         if part is not None and not callable(part):
             raise TypeError(f"measure {id!r}: {name} must be a function, not {part!r}")
+    if fn is not None:
+        refuse_metrics(f"measure {id!r}", fn)
     return Measure(id, minimize, fn, init, update, compute, of)
 
 
@@ -270,7 +279,7 @@ def scores(measures: Sequence[Measure], state: dict[str, Any]) -> dict[str, floa
                 result[m.id] = _as_float(m.compute(state["states"][m.id]))
             elif m.fn is not None and whole is not None:
                 y_hats = kept[m.of] if m.of in kept else m.picked(kept[None])
-                result[m.id] = _as_float(m.fn(y_hats, whole["y"]))
+                result[m.id] = _as_float(checked(m, m.fn, y_hats, whole["y"]))
     return result
 
 

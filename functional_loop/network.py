@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ Loss = Callable[[Any, Any], Any]
 Slot = tuple[Any, Any, str]
 """A place in a module (container, key) that holds the tensor of a name."""
 
+Modes = tuple[tuple[str, bool], ...]
+"""Names of modules, and whether each is in training mode."""
+
 LOSS = "loss."
 """How names of parameters and buffers of the loss begin, beside those of the network."""
 
@@ -29,6 +32,9 @@ class WithLoss(nn.Module):
     A loss that is a module with parameters or buffers is a part of it; any other is called and left alone. Tensors that
     the two share are one tensor under the name that the network has for it.
 
+    Args:
+        modes: the parts that keep a mode of their own while the others are in training mode, see `kept_modes`.
+
     Raises:
         ValueError: the network has a child ``loss``, and the loss has parameters or buffers, whose names begin so.
     """
@@ -36,9 +42,10 @@ class WithLoss(nn.Module):
     network: nn.Module
     loss: Any
 
-    def __init__(self, network: nn.Module, loss: Loss) -> None:
+    def __init__(self, network: nn.Module, loss: Loss, modes: Modes = ()) -> None:
         super().__init__()
         self.network = network
+        self.modes = modes
         if has_tensors(loss):
             _check_apart(network, loss)
             self.loss = loss
@@ -49,6 +56,30 @@ class WithLoss(nn.Module):
     def forward(self, x: Any, y: Any) -> tuple[Any, Any]:
         outputs = call(self.network, x)
         return self.loss(outputs, y), outputs
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, but in training that of the parts which keep their own."""
+        super().train(mode)
+        if mode:
+            self.keep_modes()
+        return self
+
+    def keep_modes(self) -> None:
+        # A part comes after those that it is in, which set its mode too.
+        for name, own in self.modes:
+            if (part := self.get_submodule(name)).training is not own:
+                part.train(own)
+
+    def kept_modes(self) -> Modes:
+        """The parts that are in evaluation mode while the network, or the loss, as a whole is in training mode; with
+        all that is in them. A pretrained network is often in evaluation mode as a whole, and is trained all the same.
+        """
+        kept: dict[str, bool] = {}
+        for role, whole in self.parts().items():
+            for name, part in whole.named_modules(prefix=role):
+                if whole.training and (not part.training or name.rpartition(".")[0] in kept):
+                    kept[name] = part.training
+        return tuple(kept.items())
 
     def params(self) -> Tensors:
         """All parameters, by the names that they have in a context."""
@@ -71,7 +102,7 @@ class WithLoss(nn.Module):
         """A copy that shares its tensors and nothing else, but for a loss without tensors."""
         memo: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         copies = {name: private_copy(part, name, memo) for name, part in self.parts().items()}
-        return WithLoss(copies["network"], copies.get("loss", self.loss))
+        return WithLoss(copies["network"], copies.get("loss", self.loss), self.modes)
 
 
 def has_tensors(loss: object) -> bool:
@@ -123,14 +154,14 @@ class FunctionalNetwork:
         """The outputs and the new buffers; ``buffers`` are cloned, since BatchNorm and others write to theirs."""
         cloned = self._show(params, buffers, training)
         outputs = call(self._network, x)
-        return outputs, self._written(cloned)
+        return outputs, self._written(cloned, training)
 
     def loss(self, params: Tensors, buffers: Tensors, x: Any, y: Any, training: bool) -> tuple[Any, Any, Tensors]:
         """The loss, the outputs and the new buffers."""
         cloned = self._show(params, buffers, training)
         outputs = call(self._network, x)
         loss = self._loss(training)(outputs, y)
-        return loss, outputs, self._written(cloned)
+        return loss, outputs, self._written(cloned, training)
 
     def _show(self, params: Tensors, buffers: Tensors, training: bool) -> Tensors:
         """Put parameters and clones of the buffers, which are returned, in their places."""
@@ -148,13 +179,17 @@ class FunctionalNetwork:
             container[key] = cloned[name]
         return cloned
 
-    def _written(self, cloned: Tensors) -> Tensors:
+    def _written(self, cloned: Tensors, training: bool) -> Tensors:
         """The buffers after a call. Read from the module and not from the clones: it may assign a new tensor."""
         written = dict(cloned) if cloned else cloned
         for container, key, name in reversed(self._buffers):
-            buffer = container[key].detach()
-            # What it assigned may be a view of a parameter.
-            written[name] = buffer if container[key] is cloned[name] else buffer.clone()
+            given, buffer = cloned[name], container[key]
+            if buffer is not given:
+                if training:
+                    check_same_form(name, given, buffer)
+                # What it assigned may be a view of a parameter.
+                buffer = buffer.clone()
+            written[name] = buffer.detach()
         return written
 
     def _loss(self, training: bool) -> Loss:
@@ -184,6 +219,26 @@ class FunctionalNetwork:
         for container, key, _ in (*self._params, *self._buffers):
             container[key] = None
         self._shown = {}
+
+
+def check_same_form(name: str, before: Tensor, after: Any) -> None:
+    """Refuse what has become of the buffer ``name`` if it could not be saved and loaded in its place.
+
+    Raises:
+        TypeError: it is no tensor any more.
+        ValueError: it is of another shape, dtype or device.
+    """
+    if not isinstance(after, Tensor):
+        raise TypeError(f"the buffer {name!r} was set to {after!r} while training, but has to stay a tensor")
+    for what in ("shape", "dtype", "device"):
+        was, now = getattr(before, what), getattr(after, what)
+        if was != now:
+            was, now = (list(was), list(now)) if what == "shape" else (was, now)
+            raise ValueError(
+                f"the buffer {name!r} has changed its {what} while training, from {was} to {now}, so that the context "
+                "could not be saved and loaded: register it in its final form, such as a tensor of the largest size "
+                "and a second buffer that counts how much of it is in use"
+            )
 
 
 def _owner(name: str) -> str:

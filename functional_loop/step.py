@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from . import probe as probing
 from .network import FunctionalNetwork
 from .outputs import tree_detach
 from .record import did_you_mean
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Tensors = dict[str, Tensor]
+
+
+Differentiated = tuple[Tensor, Any, Tensors, Sequence[Tensor | None]]
+"""Loss, outputs, new buffers and gradients of a batch."""
 
 
 class Gradients(NamedTuple):
@@ -58,6 +64,9 @@ class Step:
 
     def __init__(self, loop: Loop) -> None:
         whole = loop.with_loss()
+        self.original = whole
+        """The modules that are never called."""
+        self.probed = loop.probed
         self.network = FunctionalNetwork(whole)
         self.device_type = loop.device.type
         self.autocast_dtype = loop.autocast
@@ -67,18 +76,22 @@ class Step:
         # A network that writes to its parameters can't be called twice on them.
         self.seeding = Seeding(everything=bool(self.network.writes))
 
+    def anew(self) -> Step:
+        """The same program by a network that was never called."""
+        made = copy.copy(self)
+        made.network = FunctionalNetwork(self.original)
+        made.seeding = Seeding(everything=bool(self.network.writes))
+        return made
+
     def gradients(
         self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
     ) -> Gradients:
         """Loss, outputs, new buffers and gradients of one batch; its randomness is a function of ``seed``."""
 
-        versions = {name: param._version for name, param in params.items()} if probe else {}
         leaves = self.leaves(params, trainable)
+        wanted = [leaves[name] for name in trainable]
         with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
-            loss, outputs, new_buffers = self.loss_of(leaves, buffers, batch, seed)
-            if probe:
-                self.check(loss, trainable, params, versions)
-            grads = backward(loss, [leaves[name] for name in trainable])
+            loss, outputs, new_buffers, grads = self.differentiate(leaves, wanted, buffers, batch, seed, probe)
         if self.network.writes:
             params = {name: leaves[name].detach() if name in self.network.writes else p for name, p in params.items()}
         return Gradients(
@@ -89,12 +102,32 @@ class Step:
             {name: grad for name, grad in zip(trainable, grads, strict=True) if grad is not None},
         )
 
-    def loss_of(self, leaves: Tensors, buffers: Tensors, batch: Batch, seed: int) -> tuple[Tensor, Any, Tensors]:
-        """Loss and outputs of a batch, with their graph, and the new buffers."""
-        return self._run(partial(self._forward, leaves, buffers, batch), seed)
+    def differentiate(
+        self, leaves: Tensors, wanted: Sequence[Tensor], buffers: Tensors, batch: Batch, seed: int, probe: bool
+    ) -> Differentiated:
+        """Loss and outputs of a batch with their graph, the new buffers, and the gradients of the ``wanted`` leaves.
 
-    def _forward(self, leaves: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Any, Tensors]:
-        return self.network.loss(leaves, buffers, batch.x, batch.y, training=True)
+        The seed is that of both passes: hooks of gradients, functions with a backward pass of their own, and
+        checkpoints draw in the second.
+
+        Args:
+            probe: look for what is wrong with the network and the loss; at the first step of a loop in a process also,
+                by computing all twice, whether they depend on more than their inputs.
+        """
+        if probe and "training" not in self.probed.done:
+            with self.probed.once("training"):
+                return probing.differentiate(self, leaves, wanted, buffers, batch, seed)
+
+        def both_passes() -> Differentiated:
+            kept = {name: leaf for name, leaf in leaves.items() if name not in self.network.writes} if probe else {}
+            versions = {name: leaf._version for name, leaf in kept.items()}
+            loss, outputs, new_buffers = forward()
+            if probe:
+                self.check(loss, bool(wanted), kept, versions)
+            return loss, outputs, new_buffers, backward(loss, wanted)
+
+        forward = self._in_precision(partial(self.network.loss, leaves, buffers, batch.x, batch.y, training=True))
+        return self._run(both_passes, seed)
 
     def update(
         self,
@@ -134,17 +167,36 @@ class Step:
         with_loss: bool = False,
     ) -> tuple[Any, Any]:
         """Outputs in evaluation mode, and the loss if wanted, without a graph; what becomes of buffers is dropped."""
+        call = partial(self.call, params, buffers, trainable, seed=seed, with_loss=with_loss)
+        if "evaluation" not in self.probed.done:
+            with self.probed.once("evaluation"):
+                return probing.evaluate(self, call, batch)
+        return call(self.network, batch)
+
+    def call(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        trainable: tuple[str, ...],
+        network: FunctionalNetwork,
+        batch: Batch,
+        *,
+        seed: int,
+        with_loss: bool,
+        training: bool = False,
+    ) -> tuple[Any, Any]:
+        """Outputs of ``network``, and the loss if wanted, without a graph."""
 
         def forward() -> tuple[Any, Any]:
             leaves = self.leaves(params, trainable)
             if not with_loss:
-                return self.network.outputs(leaves, buffers, batch.x, training=False)[0], ()
-            loss, outputs, _ = self.network.loss(leaves, buffers, batch.x, batch.y, training=False)
+                return network.outputs(leaves, buffers, batch.x, training)[0], ()
+            loss, outputs, _ = network.loss(leaves, buffers, batch.x, batch.y, training)
             check_scalar(loss)
             return outputs, loss.detach()
 
         with torch.no_grad():
-            outputs, loss = self._run(forward, seed)
+            outputs, loss = self._run(self._in_precision(forward), seed)
             return tree_detach(outputs), loss
 
     def evaluation_params(self, params: Tensors, optimizer_state: Any) -> Tensors:
@@ -176,21 +228,26 @@ class Step:
             leaves[name].requires_grad_()
         return leaves
 
-    def _run(self, forward: Callable[[], R], seed: int) -> R:
-        """``forward`` under its seed and in the precision of the loop, whatever is set around the call."""
-        if self.autocast_dtype is not None:
-            # Parameters that were written to since would be taken from the cache.
-            torch.clear_autocast_cache()
-            forward = torch.autocast(self.device_type, self.autocast_dtype)(forward)
-        with autocast_off(self.device_type):
-            return self.seeding.call(forward, seed)
+    def _in_precision(self, forward: Callable[[], R]) -> Callable[[], R]:
+        """``forward`` in the precision of the loop."""
+        if self.autocast_dtype is None:
+            return forward
+        # Parameters that were written to since would be taken from the cache.
+        torch.clear_autocast_cache()
+        in_precision: Callable[[], R] = torch.autocast(self.device_type, self.autocast_dtype)(forward)
+        return in_precision
 
-    def check(self, loss: Any, trainable: tuple[str, ...], params: Tensors, versions: dict[str, int]) -> None:
+    def _run(self, function: Callable[[], R], seed: int) -> R:
+        """``function`` under its seed, whatever precision is set around the call."""
+        with autocast_off(self.device_type):
+            return self.seeding.call(function, seed)
+
+    def check(self, loss: Any, trains: bool, params: Tensors, versions: dict[str, int]) -> None:
         refuse_inference_mode()
         check_scalar(loss)
         if loss.is_complex():
             raise ValueError("the loss must be a real number, not a complex one: take its abs() or real part")
-        if trainable and not loss.requires_grad:
+        if trains and not loss.requires_grad:
             raise ValueError(
                 "the loss does not depend on any trainable parameter: nothing can be learnt from it "
                 "(a detach(), no_grad() or .item() between the network's outputs and the loss is a common reason)"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import functional_loop as fl
 from functional_loop.callbacks import CallbackSet
@@ -120,6 +121,22 @@ def test_a_hook_that_begins_to_draw_late_is_run_again_with_the_whole_batch() -> 
     ctx = fl.train(fl.init(make_loop(callbacks=[late])))
     assert ctx.callbacks["late"] == fl.train(fl.init(make_loop(callbacks=[late]))).callbacks["late"]
     assert sorted(set(calls)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_network_that_writes_to_its_input_gets_what_it_got_before_when_a_batch_runs_again() -> None:
+    class Halving(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.mul_(0.5))
+
+    def late(ctx: fl.Context) -> fl.Context:
+        if ctx.global_step > 2:
+            torch.rand(())
+        return ctx
+
+    def trained(**changes: Any) -> fl.Context:
+        return fl.train(fl.init(make_loop(network=lambda: Halving(3, 2), **changes)))
+
+    assert fl.tree_equal(trained(callbacks=[fl.Callback("late", batch_end=late)]).params, trained().params)
 
 
 def test_a_hook_that_draws_and_fails_is_reported_as_its_error() -> None:

@@ -113,7 +113,9 @@ def test_forward_hooks_of_the_module_run_and_stay_its_own() -> None:
     calls: list[bool] = []
     network.register_forward_hook(lambda module, args, output: calls.append(module.training))
     fl.train(fl.init(loop, seed=0))
-    assert calls == [True] * 6
+    # The first step is computed more than once.
+    assert len(calls) > 6
+    assert all(calls)
     assert len(network._forward_hooks) == 1
 
 

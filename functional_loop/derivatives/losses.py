@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -65,14 +66,15 @@ class Forward:
         }
 
     def __call__(
-        self, params: Tensors, buffers: Tensors, batch: Batch, training: bool, seed: int
+        self, params: Tensors, buffers: Tensors, batch: Batch, training: bool, seed: int | None
     ) -> tuple[Tensor, Any, Tensors]:
-        """The loss, the outputs and the new buffers."""
+        """The loss, the outputs and the new buffers; without a ``seed`` under that of the caller."""
         loop = self._loop
         self._module.train(training)
         # The network writes to the buffers that it is given, and the dict has them afterwards.
         given = params | {name: buffer.clone() for name, buffer in buffers.items()}
         tensors = {self._names[name]: tensor for name, tensor in given.items()}
-        with seeded(seed), torch.autocast(loop.device.type, loop.autocast, enabled=loop.autocast is not None):
+        under = nullcontext() if seed is None else seeded(seed)
+        with under, torch.autocast(loop.device.type, loop.autocast, enabled=loop.autocast is not None):
             loss, outputs = functional_call(self._module, tensors, (batch.x, batch.y))
         return loss, outputs, {name: tensors[self._names[name]] for name in buffers}

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from ..batch import Batch, as_batch, to_device
 from ..context import Context, check_boundary
 from ..record import evolve, tree_map
-from ..rng import fold_in
+from ..rng import fold_in, seeded
+from ..step import Step
 from .losses import Forward, trainable_params
 from .unrolled_optimizers import differentiable_update
 
@@ -68,6 +69,7 @@ def unroll(
         raise ValueError(f"unroll: truncate must be a positive integer or None, not {truncate!r}")
     steps = _Steps(ctx, checkpoint)
     todo = [to_device(as_batch(batch), loop.device) for batch in batches]
+    _probe(ctx, todo)
     split = max(0, len(todo) - truncate) if truncate is not None else 0
     if split:
         with torch.no_grad():
@@ -76,6 +78,24 @@ def unroll(
         ctx = detached(before)
         ctx = evolve(ctx, optimizer_state={**ctx.optimizer_state, "groups": groups})
     return _in_segments(steps, ctx, todo[split:]) if checkpoint else steps(ctx, todo[split:])
+
+
+def _probe(ctx: Context, batches: Sequence[Batch]) -> None:
+    """Look once, by an ordinary step, whether a step depends on more than its context; not inside of transforms."""
+    loop = ctx.loop
+    if "training" in loop.probed.done or not batches or not all(map(_has_memory, (*ctx.params.values(), batches[0].x))):
+        return
+    step, seed = Step(loop), fold_in(ctx.seed, "step", ctx.global_step + 1)
+    step.gradients(detached(ctx).params, detached(ctx).buffers, ctx.trainable, batches[0], seed, probe=True)
+
+
+def _has_memory(tree: Any) -> bool:
+    """Whether tensors are real ones: those of `torch.func` have no memory of their own."""
+    try:
+        tree_map(Tensor.data_ptr, tree)
+    except RuntimeError:
+        return False
+    return True
 
 
 def detached(ctx: Context) -> Context:
@@ -123,10 +143,12 @@ class _Steps:
         seed = fold_in(ctx.seed, "step", ctx.global_step + 1)
 
         def loss(moving: Tensors) -> tuple[Tensor, Tensors]:
-            loss, _, buffers = self._forward({**ctx.params, **moving}, ctx.buffers, batch, True, seed)
+            loss, _, buffers = self._forward({**ctx.params, **moving}, ctx.buffers, batch, True, None)
             return loss, buffers
 
-        grads, value, buffers = self._gradients(loss, trainable_params(ctx))
+        # Hooks of gradients may draw too.
+        with seeded(seed):
+            grads, value, buffers = self._gradients(loss, trainable_params(ctx))
         params, optimizer_state = self._update(grads, ctx.optimizer_state, ctx.params)
         return evolve(
             ctx,

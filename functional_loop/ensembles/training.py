@@ -21,7 +21,7 @@ from .ensemble import check_no_skipping, combine_contexts, own, split_context
 from .member_hooks import BATCH_STAGES, check_batch_hooks
 from .member_step import MembersStep
 from .mode import choose
-from .walk import Crew, walk_vectorised
+from .walk import Crew, probe_a_member, walk_vectorised
 
 
 def iterate_members(ctx: Context) -> Generator[Context]:
@@ -60,7 +60,8 @@ class InTurn:
         looks = any(set(c.hooks) & set(BATCH_STAGES) for c in ctx.loop.callbacks if c.whole)
         self._stop = None if looks else stop
         self._ensemble, self._loop = ctx.ensemble, ctx.loop
-        self._members = [evolve(own(member), loop=_without_whole(ctx.loop)) for member in split_context(ctx)]
+        loop = _without_whole(ctx.loop)
+        self._members = [evolve(own(member), loop=loop) for member in split_context(ctx)]
 
     @property
     def live(self) -> Context:
@@ -92,7 +93,7 @@ def _without_whole(loop: Loop) -> Loop:
     if not any(callback.whole for callback in loop.callbacks):
         return loop
     silent = [Callback(c.id, init=c.init, kind=c.kind) if c.whole else c for c in loop.callbacks]
-    return evolve(loop, callbacks=silent)
+    return evolve(loop, callbacks=silent).sharing(loop)
 
 
 class Run:
@@ -177,6 +178,7 @@ def _start(ctx: Context, stop: float | None) -> tuple[Crew | InTurn, Iterator[ob
         check_batch_hooks(ctx)
         step = CompiledMembersStep(ctx.loop) if ctx.loop.compile else MembersStep(ctx.loop)
         crew = Crew(ctx)
+        probe_a_member(crew.live)
         return crew, walk_vectorised(step, crew), step
     turns = InTurn(ctx, stop)
     return turns, turns.walk(), None

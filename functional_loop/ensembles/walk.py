@@ -18,6 +18,7 @@ from ..measures import Measure
 from ..reading import TRAINING, VALIDATION, Item, check_epoch_done, check_validated, without_validation
 from ..record import evolve, tree_map
 from ..rng import fold_in
+from ..step import Step
 from .ensemble import combine_contexts, ended, member_seeds, own, split_context
 from .member_data import fetch_members
 from .member_hooks import run_member_hooks
@@ -160,12 +161,31 @@ def _next(items: Generator[Item], ctx: Context, called: str) -> Item | None:
         return next(items, None)
 
 
+def probe_a_member(ctx: Context) -> None:
+    """Look once, by the step of a solo run, whether the members depend on more than their contexts.
+
+    Raises:
+        ValueError: they do.
+    """
+    loop = ctx.loop
+    if "training" in loop.probed.done or not _members(ctx):
+        return
+    ctx = evolve(ctx, epoch=max(ctx.epoch, 1), step=0)
+    batch, seeds = train_inputs(ctx)
+    member, own, seed = split_context(ctx)[0], split(batch, _members(ctx))[0], seeds()[0]
+    step = Step(loop)
+    with noting(lambda: f"in the network or the loss, of a member (epoch {ctx.epoch}, step {ctx.step})"):
+        step.gradients(member.params, member.buffers, member.trainable, own, seed, probe=True)
+        if loop.valid is not None:
+            step.evaluate(member.params, member.buffers, member.trainable, own, seed)
+
+
 def train_batch(step: MembersStep, ctx: Context, batch: Batch, last: bool) -> Context:
     """The three stages of one batch of every member, the ``last`` of its epoch or not."""
     loop = ctx.loop
     counted = {"step": ctx.step + 1, "global_step": ctx.global_step + 1}
     ctx = run_member_hooks("batch_begin", evolve(ctx, batch=to_device(batch, loop.device), **counted))
-    batch = for_network(ctx.batch, loop, "batch_begin")
+    batch = for_network(ctx.batch, loop, "train")
     with noting(lambda: f"in the network or the loss, of an ensemble (epoch {ctx.epoch}, step {ctx.step})"):
         found = step.gradients(ctx.params, ctx.buffers, ctx.trainable, batch, _step_seeds(ctx))
     position = (ctx.step - 1) % loop.accumulate + 1
@@ -208,7 +228,7 @@ def _valid_batches(step: MembersStep, ctx: Context) -> Iterator[Context]:
             batch = to_device(item.batch, loop.device)
             ctx = evolve(ctx, step_valid=ctx.step_valid + 1, batch=batch, data=item.data)
             ctx = run_member_hooks("batch_valid_begin", ctx)
-            chosen, own = loop.measures_valid, for_network(ctx.batch, loop, "batch_valid_begin")
+            chosen, own = loop.measures_valid, for_network(ctx.batch, loop, "valid")
             y_hats, losses = evaluate_members(step, ctx, own, measures.need_loss(chosen))
             measured = _measured("valid", chosen, ctx, y_hats, losses)
             ctx = run_stage("batch_valid_end", evolve(ctx, y_hats=y_hats, measures=measured))

@@ -15,7 +15,7 @@ from ..context import Context
 from ..lending import clone_tree
 from ..reading import Item
 from ..rng import fold_in
-from ..step import Step, Tensors, backward
+from ..step import Differentiated, Step, Tensors
 from .fast_update import FastUpdate, with_others
 from .kernels import Write
 from .mover import Mover
@@ -107,21 +107,14 @@ class InPlaceStretch(Stretch):
         self._doing = "in the optimizer, between 'after_backward' and 'batch_end'"
         self._update(grads, buffers, loss, running, data, place.batches + 1)
 
-    def _gradients(
-        self, place: _Place, batch: Batch, probe: bool
-    ) -> tuple[Tensor, Any, Tensors, Sequence[Tensor | None]]:
+    def _gradients(self, place: _Place, batch: Batch, probe: bool) -> Differentiated:
         step, trainable, start = self._step, self._trainable, self._start
         if not self._leaves:
             self._leaves = step.leaves(self._merged()[0], trainable)
             self._wanted = tuple(self._leaves[name] for name in trainable)
             self._written = frozenset(leaf.untyped_storage().data_ptr() for leaf in self._wanted)
-        leaves = self._leaves
-        versions = {name: leaf._version for name, leaf in leaves.items()} if probe else {}
         seed = fold_in(start.seed, "step", start.global_step + place.batches + 1)
-        loss, outputs, buffers = step.loss_of(leaves, place.buffers, batch, seed)
-        if probe:
-            step.check(loss, trainable, leaves, versions)
-        return loss, outputs, buffers, backward(loss, self._wanted)
+        return step.differentiate(self._leaves, self._wanted, place.buffers, batch, seed, probe)
 
     def _update(self, grads: Sequence[Tensor | None], *done: Any) -> None:
         """Move parameters and slots, and be at the place whose last fields are ``done``."""
