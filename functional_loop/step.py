@@ -170,7 +170,8 @@ class Step:
         call = partial(self.call, params, buffers, trainable, seed=seed, with_loss=with_loss)
         if "evaluation" not in self.probed.done:
             with self.probed.once("evaluation"):
-                return probing.evaluate(self, call, batch)
+                made: tuple[Any, Any] = probing.evaluate(self, call, batch)
+                return made
         return call(self.network, batch)
 
     def call(
