@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -41,7 +40,7 @@ class Measure:
         assert self.update is not None
         if self.is_loss:
             return self.update(state, loss, rows)
-        return checked(self, partial(self.update, state), self.picked(y_hats), y)
+        return checked(self, self.update, state, self.picked(y_hats), y)
 
     def __repr__(self) -> str:
         return f"measure {self.id!r}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .batch import Batch, copied
+from .errors import region
 from .network import FunctionalNetwork, check_same_form
 from .proofs.given import storage_of
 from .reachable import changed, reachable, state_of, token
@@ -38,7 +38,7 @@ class Probed:
     done: set[str] = attrs.field(factory=set)
     suspects: dict[str, str] = attrs.field(factory=dict)
 
-    @contextmanager
+    @region
     def once(self, what: str) -> Iterator[None]:
         """A region in which ``what`` is looked at; it counts as done if nothing is found."""
         self.done.add(what)
@@ -207,7 +207,7 @@ class _Whole:
             f"context, so that it would never be trained: {remedy}"
         )
 
-    @contextmanager
+    @region
     def blaming(self, before: Mapping[str, Any], between: Mapping[str, Any]) -> Iterator[None]:
         """A second call: if it fails where the first did not, what the first has changed is the reason."""
         try:

@@ -45,10 +45,9 @@ def reachable(roots: Mapping[str, Any], own: Collection[int] = ()) -> Children:
     Args:
         own: identities of modules whose parameters and buffers are left out, since they are those of a context.
 
-    >>> seen = []
-    >>> def loss(y_hat, y):
-    ...     seen.append(len(y))
-    >>> dict(reachable({"loss": loss}))["global seen"]
+    >>> def counting(seen):
+    ...     return lambda y_hat, y: seen.append(len(y))
+    >>> dict(reachable({"loss": counting([])}))["loss > seen"]
     []
     """
     todo = deque((path, value, 0) for path, value in roots.items())

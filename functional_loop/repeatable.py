@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from torch import Tensor
 
+from .lending import clone_tree
 from .reachable import is_without_values, reachable
 from .record import tree_equal, tree_map
 
@@ -29,11 +30,10 @@ def refuse_metrics(called: str, function: Any) -> None:
     ...     def update(self, y_hat, y): ...
     ...     def compute(self): ...
     ...     def reset(self): ...
-    >>> metric = Accuracy()
-    >>> refuse_metrics("measure 'accuracy'", lambda y_hat, y: metric.compute())
+    >>> refuse_metrics("measure 'accuracy'", Accuracy())
     Traceback (most recent call last):
         ...
-    TypeError: measure 'accuracy' uses an Accuracy (metric of fn), which accumulates in itself...
+    TypeError: measure 'accuracy' uses an Accuracy (fn), which accumulates in itself...
     """
     for path, found in reachable({"fn": function}):
         if all(callable(getattr(type(found), name, None)) for name in _METRIC):
@@ -48,19 +48,28 @@ def _article(name: str) -> str:
     return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
 
 
-def checked(measure: Any, function: Callable[[Any, Any], Any], y_hats: Any, y: Any) -> Any:
-    """``function(y_hats, y)``; the first time in a process it is called on other rows and then again, and compared.
+def checked(measure: Any, function: Callable[..., Any], *given: Any) -> Any:
+    """``function(*given)``, where predictions and targets are the last two of ``given``.
+
+    The first time in a process it is called on other rows and then again, with copies of what comes before them, and
+    compared.
 
     Raises:
         ValueError: the results differ.
     """
-    first = function(y_hats, y)
-    if measure in _repeatable or is_without_values((y_hats, y)):
-        return first
+    if measure in _repeatable or is_without_values(given):
+        return function(*given)
+    *state, y_hats, y = given
+    copies = [clone_tree(state) for _ in range(2)]
+    first = function(*given)
     # Rows that it can't take tell nothing.
     with suppress(Exception):
-        function(_half(y_hats), _half(y))
-    if difference := tree_equal(first, function(y_hats, y)).reason:
+        function(*copies[0], _half(y_hats), _half(y))
+    try:
+        difference = tree_equal(first, function(*copies[1], y_hats, y)).reason
+    except RuntimeError:
+        return first  # under vmap tensors have no bytes
+    if difference:
         raise ValueError(
             f"{measure} gives two results for the same predictions and targets ({difference}): it depends on more than "
             "these, such as a state of its own or random numbers, so that scores could not be repeated or resumed. "
