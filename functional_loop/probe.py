@@ -304,8 +304,10 @@ def _refuse_writes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
 
 def _strangers(loss: Tensor, given: Iterable[Tensor]) -> list[Tensor]:
     """The leaves of the graph of a loss that are not ``given``."""
+    given = list(given)
     known = set(map(id, given))
-    todo, seen, found = [loss.grad_fn], set(), {}
+    # A batch may have a graph of its own, as in meta-learning.
+    todo, seen, found = [loss.grad_fn], {tensor.grad_fn for tensor in given}, {}
     while todo:
         node = todo.pop()
         if node is None or node in seen:

@@ -53,7 +53,7 @@ ALLOWED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "rows": ({"train": fl.batches(X[:8], Y[:8], batch_size=4, shuffle=True)}, ["train/length"]),
     "order": ({"train": fl.batches(X, Y, batch_size=4)}, ["train/shuffle"]),
     "kind of data": ({"train": fl.batches([(X, Y)] * 5)}, ["train"]),
-    "no validation": ({"valid": None}, ["valid"]),
+    "no validation": ({"valid": None, "measures_valid": []}, ["valid", "measures_valid"]),
     "validation data": ({"valid": fl.batches(X, Y, batch_size=2)}, ["valid/batch_size"]),
     "training measures": ({"measures_train": []}, ["measures_train"]),
     "validation measures": (

@@ -118,7 +118,7 @@ def test_the_network_is_in_the_mode_of_the_stage() -> None:
 
 @pytest.mark.parametrize("stage", ["epoch_begin", "batch_end", "end"])
 def test_a_part_in_another_mode_is_refused_since_it_would_have_no_effect(stage: str) -> None:
-    with pytest.raises(ValueError, match=r"'1' of ctx\.network was put into evaluation mode.*its method train\(\)"):
+    with pytest.raises(ValueError, match=r"'1' of ctx\.network was put into evaluation mode.*before init\(\)"):
         train(by_object(stage, lambda ctx: ctx.network[1].eval()))
 
 
