@@ -7,7 +7,7 @@ from one call to the next, would make two runs of one context differ: it is refu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -39,7 +39,7 @@ class Probed:
     suspects: dict[str, str] = attrs.field(factory=dict)
 
     @region
-    def once(self, what: str) -> Iterator[None]:
+    def once(self, what: str) -> Generator[None]:
         """A region in which ``what`` is looked at; it counts as done if nothing is found."""
         self.done.add(what)
         try:
@@ -208,7 +208,7 @@ class _Whole:
         )
 
     @region
-    def blaming(self, before: Mapping[str, Any], between: Mapping[str, Any]) -> Iterator[None]:
+    def blaming(self, before: Mapping[str, Any], between: Mapping[str, Any]) -> Generator[None]:
         """A second call: if it fails where the first did not, what the first has changed is the reason."""
         try:
             yield
