@@ -76,13 +76,13 @@ def checkpoints(run: str) -> list[Path]:
     return sorted(Path(run, "checkpoints").glob("step-*"), key=lambda path: (path.name[:13], "-end" in path.name))
 
 
-def test_verify_needs_to_know_the_folder_alone_and_writes_nothing(
+def test_verify_of_a_trusted_folder_needs_no_target_and_writes_nothing(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert json.loads((project / "a/run.json").read_text()) == {"target": f"{project}/looked_into.py:loop"}
     before = files_in(project)
     for folder in ("a", "a/checkpoints"):
-        assert main(["verify", folder]) == 0
+        assert main(["verify", folder, "--trust"]) == 0
         out = capsys.readouterr().out
         assert "step 12, after batch_end of epoch 3  →  step 15, after epoch_end of epoch 3:  the same bits" in out
         assert "step 15, after epoch_end of epoch 3  →  step 15, after end:  the same bits" in out
@@ -93,7 +93,7 @@ def test_verify_needs_to_know_the_folder_alone_and_writes_nothing(
 
 def test_verify_shows_the_leaves_that_differ(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(checkpoints("a")[-1])
-    assert main(["verify", "a"]) == 1
+    assert main(["verify", "a", "--trust"]) == 1
     out = capsys.readouterr().out
     assert re.search(r"after end:  1 leaf differs\n", out)
     assert re.search(r"network/3\.bias +1 of 2 elements +\S+ +1 *\n", out)
@@ -103,7 +103,7 @@ def test_verify_shows_the_leaves_that_differ(project: Path, capsys: pytest.Captu
 def test_verify_of_a_damaged_file_fails(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = checkpoints("a")[-1]
     path.write_bytes(path.read_bytes()[:-1])
-    assert main(["verify", "a"]) == 1
+    assert main(["verify", "a", "--trust"]) == 1
     assert "is damaged" in capsys.readouterr().out
 
 
@@ -134,11 +134,11 @@ def test_inspect(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bisect(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files_in(project)
-    assert main(["bisect", "a", "b"]) == 1
+    assert main(["bisect", "a", "b", "--trust"]) == 1
     out = capsys.readouterr().out
     assert "same up to step 7, after batch_end of epoch 2, and part at step 8, after batch_end of epoch 2." in out
     assert re.search(r"optimizer/groups/0/lr +0\.01 against 0\.02", out)
-    assert main(["bisect", "a", "a"]) == 0
+    assert main(["bisect", "a", "a", "--trust"]) == 0
     assert "The runs are the same, bit for bit" in capsys.readouterr().out
     assert files_in(project) == before
 
@@ -147,7 +147,7 @@ def test_bisect_says_that_chance_has_parted_runs(project: Path, capsys: pytest.C
     shutil.copytree("a", "c")
     for path in checkpoints("c")[-2:]:
         damage(path)
-    assert main(["bisect", "a", "c"]) == 1
+    assert main(["bisect", "a", "c", "--trust"]) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "by step 15, after epoch_end of epoch 3, and chance has parted them: what the second run saved there" in out
 
@@ -158,6 +158,7 @@ def test_bisect_says_that_chance_has_parted_runs(project: Path, capsys: pytest.C
         (["verify", "absent"], "absent holds no checkpoints"),
         (["verify", "unknown"], "unknown does not say what was trained there; give the TARGET"),
         (["verify", "unreadable"], "run.json can't be read"),
+        (["verify", "odd", "--trust"], "run.json can't be read"),
         (["verify", "a", "looked_into.py:lop"], "did you mean 'loop'?"),
         (["verify", "a", "functional_loop.examples.digits:loop"], "does not belong to this loop"),
         (["verify", "a", "--from-strt"], "unknown argument --from-strt; did you mean '--from-start'?"),
@@ -172,10 +173,45 @@ def test_a_wrong_command_is_one_line(
     shutil.copytree("a/checkpoints", "unknown")
     shutil.copytree("a", "unreadable")
     Path("unreadable/run.json").write_text("{")
+    shutil.copytree("a", "odd")
+    Path("odd/run.json").write_text('{"target": "looked_into.py:loop", "overfit": 1e400}')
     assert main(arguments) == 2
     told = capsys.readouterr()
     assert message in told.err
     assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "stranger"],
+        ["verify", "stranger/checkpoints", "--from-start"],
+        ["bisect", "stranger", "stranger"],
+        ["bisect", "a", "stranger"],
+        ["bisect", "stranger", "a", "--target-b", "looked_into.py:loop"],
+        ["inspect", "stranger"],
+        ["diff", "stranger", "a"],
+        ["export", "stranger", "out.pt"],
+        ["train", "looked_into.py:loop", "--run", "stranger", "--epochs", "4"],
+    ],
+)
+def test_no_code_of_a_folder_is_run(project: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    shutil.copytree("a", "stranger")
+    Path("theirs.py").write_text("from pathlib import Path\nPath('RUN').touch()\nfrom looked_into import loop\n")
+    Path("stranger/run.json").write_text(json.dumps({"target": f"{Path('theirs.py').resolve()}:loop"}))
+    command = [
+        str(checkpoints("stranger")[-1]) if command[0] == "export" and word == "stranger" else word for word in command
+    ]
+    code = main(command)
+    told = capsys.readouterr().err
+    assert not Path("RUN").exists()
+    if command[0] in ("verify", "bisect"):
+        assert code == 2
+        assert "give the TARGET" in told
+        assert "--trust" in told
+        assert main([*command, "--trust"]) == 0
+        assert Path("RUN").exists()
+    sys.modules.pop("theirs", None)
 
 
 ENSEMBLE = """
@@ -214,8 +250,8 @@ def test_a_run_on_a_few_batches_or_steps_is_replayed_as_it_was_trained(
         Path("scores.csv").unlink(missing_ok=True)
         assert main(["train", "looked_into.py:loop", "--run", folder, *few]) == 0
     assert json.loads(Path("few/run.json").read_text())["overfit"] == 2
-    for arguments in (["few"], ["few/checkpoints"], ["few", "looked_into.py:loop"]):
+    for arguments in (["few", "--trust"], ["few/checkpoints", "--trust"], ["few", "looked_into.py:loop"]):
         assert main(["verify", *arguments, "--from-start"]) == 0
-    assert main(["bisect", "few", "again"]) == 0
-    assert main(["bisect", "few", "a"]) == 2
+    assert main(["bisect", "few", "again", "--trust"]) == 0
+    assert main(["bisect", "few", "a", "--trust"]) == 2
     assert "the runs have not the same steps in an epoch" in capsys.readouterr().err

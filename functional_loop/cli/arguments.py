@@ -11,7 +11,7 @@ from ..record import did_you_mean
 from .usage import Parser
 
 _TARGET = "module:name or file.py:name of a Loop, or of a function that makes one"
-_NOTED = f"{_TARGET}; by default what was noted by `train`"
+_TRUST = "import what run.json in the folder says was trained there, which runs its code: for folders of your own"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -87,7 +87,8 @@ def _add_verify(commands: Any) -> Parser:
         "Exits with 0 if they are the same, with 1 if they differ.",
     )
     verify.add_argument("folder", metavar="DIR", type=Path, help="the folder of a run, or of its checkpoints")
-    verify.add_argument("target", metavar="TARGET", nargs="?", help=_NOTED)
+    verify.add_argument("target", metavar="TARGET", nargs="?", help=_TARGET)
+    verify.add_argument("--trust", action="store_true", help=_TRUST)
     verify.add_argument("--from-start", action="store_true", help="also from the start to the first checkpoint")
     return verify
 
@@ -126,8 +127,9 @@ def _add_bisect(commands: Any) -> Parser:
     )
     for name in ("a", "b"):
         bisect.add_argument(name, metavar=f"DIR_{name.upper()}", type=Path, help="the folder of a run")
-    bisect.add_argument("--target", metavar="TARGET", help=_NOTED)
+    bisect.add_argument("--target", metavar="TARGET", help=_TARGET)
     bisect.add_argument("--target-b", metavar="TARGET", help="of the second run, if it is another")
+    bisect.add_argument("--trust", action="store_true", help=_TRUST)
     return bisect
 
 

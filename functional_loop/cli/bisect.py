@@ -20,7 +20,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     console = make_console()
     folders = options.a, options.b
     paths = checkpoints_of(folders[0]), checkpoints_of(folders[1])
-    loops = loop_of(folders[0], options.target), loop_of(folders[1], options.target_b or options.target)
+    targets = options.target, options.target_b or options.target
+    loops = loop_of(folders[0], targets[0], options.trust), loop_of(folders[1], targets[1], options.trust)
     try:
         parting = bisect(loops, paths)
     except (CheckpointError, StateDictError, FileNotFoundError) as error:

@@ -39,13 +39,14 @@ def read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         raise UsageError(str(error)) from None
 
 
-def loop_of(folder: Path, target: str | None) -> Loop:
-    """The loop that was trained in ``folder``: ``target``, or what was noted there, as it was trained.
+def loop_of(folder: Path, target: str | None, trust: bool) -> Loop:
+    """The loop that was trained in ``folder``: ``target``, or if it is to be trusted what was noted there, as it was
+    trained.
 
     Raises:
         UsageError: there is no such thing.
     """
-    trained = run_file.read(folder, target)
+    trained = run_file.read(folder, target, trust)
     loop = load_loop(trained.target, overfit_batches=trained.overfit)
     return with_history(loop) if any(map(_has_history, saved_files(checkpoints_of(folder)))) else loop
 

@@ -16,7 +16,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     """0 if every segment of the run in ``options.folder`` gives the same bits again, 1 if one does not."""
     console = make_console()
     folder = checkpoints_of(options.folder)
-    loop = loop_of(options.folder, options.target)
+    loop = loop_of(options.folder, options.target, options.trust)
     verdicts = []
     try:
         for segment in verify(loop, folder, options.from_start):
