@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import measures
@@ -41,11 +42,7 @@ def run_hooks(stage: str, hooks: Iterable[tuple[str, Hook]], ctx: Context, seeds
             ctx = run_unseeded(stage, id, hook, ctx)
         return ctx
     for id, hook in hooks:
-
-        def seeded(ctx: Context, id: str = id, hook: Hook = hook) -> Context:
-            return hook_seeds.call(stage, id, hook, ctx, seeds)
-
-        ctx = run_unseeded(stage, id, seeded, ctx)
+        ctx = run_unseeded(stage, id, partial(hook_seeds.call, stage, id, hook, seeds=seeds), ctx)
     return ctx
 
 

@@ -34,7 +34,7 @@ class DrawWatch:
         """Whether anything was drawn since `look`."""
         if self._reading is not None:
             return bool(_read() != self._reading)
-        return bool(_comparable(states()) != _comparable(self._states))
+        return have_moved(self._states)
 
     def put_back(self) -> bool:
         """Put the states back as `look` found them, if anything was drawn since; whether anything was."""
@@ -48,6 +48,11 @@ def states() -> tuple[Any, Any]:
     """Those of the global generators of `random` and numpy."""
     numpy = sys.modules.get("numpy")
     return random.getstate(), numpy.random.get_state(legacy=False) if numpy is not None else None
+
+
+def have_moved(before: tuple[Any, Any]) -> bool:
+    """Whether `states` are others than ``before``."""
+    return bool(_comparable(states()) != _comparable(before))
 
 
 def put_back(before: tuple[Any, Any]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import string_at
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from .draws import DrawWatch
-from .rng import fold_in, generators_lock, torch_generators
+from .rng import fold_in, generators_lock, put_torch_back, torch_has_moved, torch_states
 from .seeding import Seeding
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class HookSeeds:
             return result
         watch = self.watch()
         with generators_lock:
-            states = _states()
+            states = torch_states()
             watch.look()
         try:
             result = run(False)
@@ -92,9 +92,9 @@ class HookSeeds:
 
         def watched() -> R:
             nonlocal moved
-            states = _states()
+            states = torch_states()
             made = hook(ctx)
-            moved = _have_moved(states)
+            moved = torch_has_moved(states)
             return made
 
         made = seeding.call((lambda: hook(ctx)) if known else watched, hook_seed(stage, id, ctx))
@@ -128,26 +128,11 @@ def hook_seed(stage: str, id: str, ctx: Context) -> int:
     return fold_in(fold_in(seed, "step", ctx.global_step), "step_valid", ctx.step_valid)
 
 
-def _states() -> list[Tensor]:
-    return [generator.get_state() for generator in torch_generators()]
-
-
-def _have_moved(states: list[Tensor]) -> bool:
-    return not all(map(_same_bytes, states, _states()))
-
-
-def _same_bytes(one: Tensor, other: Tensor) -> bool:
-    # A quarter of the time of torch.equal.
-    size = one.numel()
-    return size == other.numel() and string_at(one.data_ptr(), size) == string_at(other.data_ptr(), size)
-
-
-def _put_back(states: list[Tensor], watch: DrawWatch) -> bool:
+def _put_back(states: dict[torch.Generator, Tensor], watch: DrawWatch) -> bool:
     """Put the global generators back, if anything was drawn; whether anything was."""
     with generators_lock:
         drawn = watch.put_back()
-        if not _have_moved(states):
+        if not torch_has_moved(states):
             return drawn
-        for state, generator in zip(states, torch_generators()):
-            generator.set_state(state)
+        put_torch_back(states)
         return True

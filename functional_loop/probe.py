@@ -80,9 +80,7 @@ def differentiate(
     if difference := _difference(expected, _bits(second, trainable)):
 
         def once_more() -> dict[str, Any]:
-            fresh = step.leaves(leaves, trainable)
-            wanted = [fresh[name] for name in trainable]
-            return _bits(step.differentiate(fresh, wanted, buffers, copied(original), seed, probe=True), trainable)
+            return _computed(step, leaves, trainable, buffers, copied(original), seed)
 
         paths = changed(before, between)
         if paths or not _is_rounding(step.device_type, once_more):
@@ -105,16 +103,21 @@ def _refuse_memory_of_batches(
     """Refuse a network that keeps something of its first batch for later ones, as an initialisation by data does: after
     a resume the first batch is another."""
     fresh = step.anew()
-    found: dict[str, Any] = {}
-    for given in (_another(batch), copied(batch)):
-        own = fresh.leaves(leaves, trainable)
-        try:
-            made = fresh.differentiate(own, [own[name] for name in trainable], buffers, given, seed, probe=True)
-        except Exception:
-            return  # such a batch it can't take
-        found = _bits(made, trainable)
-    if (difference := _difference(expected, found)) and not _is_rounding(step.device_type, lambda: found):
+    try:
+        _computed(fresh, leaves, trainable, buffers, _another(batch), seed)
+    except Exception:
+        return  # such a batch it can't take
+    if difference := _difference(expected, _computed(fresh, leaves, trainable, buffers, batch, seed)):
         raise ValueError(_outside(difference, paths, "after another batch"))
+
+
+def _computed(
+    step: Step, leaves: Tensors, trainable: tuple[str, ...], buffers: Tensors, batch: Batch, seed: int
+) -> dict[str, Any]:
+    """The bits of what is computed of a batch, which may be written to."""
+    own = step.leaves(leaves, trainable)
+    wanted = [own[name] for name in trainable]
+    return _bits(step.differentiate(own, wanted, buffers, batch, seed, probe=True), trainable)
 
 
 def _another(batch: Batch) -> Batch:
@@ -136,20 +139,25 @@ def evaluate(step: Step, call: Callable[..., Any], batch: Batch) -> Any:
     Raises:
         ValueError: the outputs depend on something outside of parameters, buffers, batch and seed.
     """
-    whole, fresh, copies = _Whole(step), FunctionalNetwork(step.original), [copied(batch) for _ in range(4)]
+    # The network may write to the batch.
+    whole, fresh, original = _Whole(step), FunctionalNetwork(step.original), copied(batch)
+
+    def bits(network: FunctionalNetwork, **options: Any) -> dict[str, Any]:
+        return _tree_bits(call(network, copied(original), **options))
+
     at_first, before = _Whole(step, fresh).state(), whole.state()
-    expected = _tree_bits(call(fresh, copies[0]))
+    expected = bits(fresh)
     made = call(step.network, batch)
     between = whole.state()
-    again = call(step.network, copies[1])
-    for found, paths in ((made, changed(at_first, before)), (again, changed(before, between))):
-        difference = _difference(expected, _tree_bits(found))
-        if difference and (paths or not _is_rounding(step.device_type, lambda: _tree_bits(call(fresh, copied(batch))))):
+    again = bits(step.network)
+    for found, paths in ((_tree_bits(made), changed(at_first, before)), (again, changed(before, between))):
+        difference = _difference(expected, found)
+        if difference and (paths or not _is_rounding(step.device_type, lambda: bits(fresh))):
             raise ValueError(_outside(difference, paths))
     if paths := changed(before, between):
         try:
-            without = _tree_bits(call(FunctionalNetwork(step.original), copies[2], training=True))
-            with_state = _tree_bits(call(step.network, copies[3], training=True))
+            without = bits(FunctionalNetwork(step.original), training=True)
+            with_state = bits(step.network, training=True)
         except Exception:
             # Batch norm, for one, takes no single row in training mode.
             return made

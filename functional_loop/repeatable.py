@@ -48,6 +48,11 @@ def _article(name: str) -> str:
     return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
 
 
+def is_checked(measure: Any) -> bool:
+    """Whether a measure was found to depend on its arguments alone."""
+    return measure in _repeatable
+
+
 def checked(measure: Any, function: Callable[..., Any], *given: Any) -> Any:
     """``function(*given)``, where predictions and targets are the last two of ``given``.
 
@@ -57,7 +62,7 @@ def checked(measure: Any, function: Callable[..., Any], *given: Any) -> Any:
     Raises:
         ValueError: the results differ.
     """
-    if measure in _repeatable or is_without_values(given):
+    if is_checked(measure) or is_without_values(given):
         return function(*given)
     *state, y_hats, y = given
     copies = [clone_tree(state) for _ in range(2)]
@@ -65,11 +70,7 @@ def checked(measure: Any, function: Callable[..., Any], *given: Any) -> Any:
     # Rows that it can't take tell nothing.
     with suppress(Exception):
         function(*copies[0], _half(y_hats), _half(y))
-    try:
-        difference = tree_equal(first, function(*copies[1], y_hats, y)).reason
-    except RuntimeError:
-        return first  # under vmap tensors have no bytes
-    if difference:
+    if difference := tree_equal(first, function(*copies[1], y_hats, y)).reason:
         raise ValueError(
             f"{measure} gives two results for the same predictions and targets ({difference}): it depends on more than "
             "these, such as a state of its own or random numbers, so that scores could not be repeated or resumed. "

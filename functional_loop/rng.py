@@ -9,7 +9,9 @@ from collections.abc import Generator
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
+from .bits import same_bits
 from .draws import put_back, reseed, states
 from .errors import region
 
@@ -101,22 +103,36 @@ os.register_at_fork(
 class torch_seeded:  # noqa: N801  (a context manager, named like the function that it is used as)
     """As `seeded`, for torch's generators alone, which is much faster."""
 
-    __slots__ = ("_generators", "_seed", "_states")
+    __slots__ = ("_seed", "_states")
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def __enter__(self) -> None:
         generators_lock.acquire()
-        self._generators = torch_generators()
-        self._states = [generator.get_state() for generator in self._generators]
-        for generator in self._generators:
+        self._states = torch_states()
+        for generator in self._states:
             generator.manual_seed(self._seed)
 
     def __exit__(self, *_: object) -> None:
-        for generator, state in zip(self._generators, self._states, strict=True):
-            generator.set_state(state)
+        put_torch_back(self._states)
         generators_lock.release()
+
+
+def torch_states() -> dict[torch.Generator, Tensor]:
+    """The states of torch's global generators."""
+    return {generator: generator.get_state() for generator in torch_generators()}
+
+
+def torch_has_moved(before: dict[torch.Generator, Tensor]) -> bool:
+    """Whether torch's global generators are in other states than ``before``."""
+    return not all(same_bits(state, generator.get_state()) for generator, state in before.items())
+
+
+def put_torch_back(before: dict[torch.Generator, Tensor]) -> None:
+    """Put `torch_states` back."""
+    for generator, state in before.items():
+        generator.set_state(state)
 
 
 def torch_generators() -> tuple[torch.Generator, ...]:

@@ -83,3 +83,26 @@ def test_a_measure_that_reads_what_it_never_changes_is_none_of_these() -> None:
     assert fl.digest(fl.train(fl.init(loop))) == fl.digest(fl.train(fl.init(loop)))
     # One validation in each of two epochs, twice, and two more calls for the first.
     assert len(calls) == 6
+
+
+def test_vectorised_members_check_a_measure_once() -> None:
+    calls: list[int] = []
+
+    def rows(state: Tensor, y_hat: Tensor, y: Tensor) -> Tensor:
+        calls.append(1)
+        return state + len(y)
+
+    counted = fl.measure("rows", init=lambda: torch.zeros(()), update=rows, compute=lambda n: n)
+    loop = full_loop(measures_train=[], measures_valid=[counted], accumulate=1, callbacks=[])
+    members = fl.stack([fl.init(loop, seed) for seed in range(3)], mode="vectorised")
+    scores = fl.train(members).last_scores_valid
+    assert scores == {"rows": 10.0}
+    # Two batches in each of two epochs, once for all members, and the three calls of the check.
+    assert len(calls) == 7
+
+
+def test_a_measure_of_vectorised_members_with_a_state_of_its_own_is_refused() -> None:
+    loop = full_loop(measures_valid=[stateful()["update"]], measures_train=[], callbacks=[])
+    members = fl.stack([fl.init(loop, seed) for seed in range(3)], mode="vectorised")
+    with pytest.raises(ValueError, match="measure 'own' gives two results"):
+        fl.train(members)

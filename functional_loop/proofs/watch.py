@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +10,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..draws import have_moved, put_back, states
 from ..errors import PurityError
+from ..rng import put_torch_back, torch_has_moved, torch_states
 from .given import Given
 
 _Tensor: Any = torch.Tensor
@@ -148,37 +148,15 @@ class GlobalGenerators:
     """The states of the global generators of torch, numpy and `random`."""
 
     def __init__(self) -> None:
-        self._states: dict[str, Any] = {"torch": torch.default_generator.get_state(), "random": random.getstate()}
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            self._states["torch on CUDA"] = torch.cuda.get_rng_state_all()
-        if (numpy := sys.modules.get("numpy")) is not None:
-            self._states["numpy"] = numpy.random.get_state(legacy=False)
+        self._torch, self._others = torch_states(), states()
 
     def have_moved(self) -> bool:
         """Whether they are in other states now."""
-        now = GlobalGenerators()._states
-        return any(_bits(state) != _bits(now[name]) for name, state in self._states.items())
+        return torch_has_moved(self._torch) or have_moved(self._others)
 
     def put_back(self) -> None:
-        for name, state in self._states.items():
-            _RESTORE[name](state)
-
-
-_RESTORE: dict[str, Callable[[Any], object]] = {
-    "torch": torch.default_generator.set_state,
-    "random": random.setstate,
-    "torch on CUDA": torch.cuda.set_rng_state_all,
-    "numpy": lambda state: sys.modules["numpy"].random.set_state(state),
-}
-
-
-def _bits(state: Any) -> Any:
-    """A state of a generator as something that can be compared."""
-    if isinstance(state, dict):
-        return {key: _bits(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_bits(each) for each in state]
-    return state.tolist() if hasattr(state, "tolist") else state
+        put_torch_back(self._torch)
+        put_back(self._others)
 
 
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
