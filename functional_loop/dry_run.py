@@ -10,15 +10,15 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .batch import Batch, BatchSource
 from .chosen_batches import GivenBatches
+from .compat import fake_mode, without_modes
 from .context import Context
 from .disk import checkpoint_file
 from .disk.saving import describe
 from .errors import keeping_stop_iteration, noting
-from .fake_values import Allocations, Ones
+from .fake_values import Allocations, Copies, Ones
 from .loop import Loop, init
 from .plain import encode
 from .proofs.purity import object_of
@@ -96,7 +96,7 @@ def dry_run(loop: Loop, seed: int = 0, *, real_batch: bool = False) -> DryRun:
     train_batch, valid_batch = _first(loop.train, seed), None if loop.valid is None else _first(loop.valid, seed)
     stages: dict[str, Forms] = {}
     kept: dict[str, int] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Allocations() as allocated, Ones():  # type: ignore[no-untyped-call]
+    with fake_mode() as mode, Allocations() as allocated, Ones(), Copies():  # type: ignore[no-untyped-call]
         # Some states share their tensors with the parameters in the first epoch, and have their own in the second.
         batches = (_faked(train_batch, mode), None if valid_batch is None else _faked(valid_batch, mode))
         fake = _short(loop, *batches, epochs=2)
@@ -145,7 +145,7 @@ def _first(source: BatchSource, seed: int) -> Batch:
     raise ValueError("the data gave no batch")
 
 
-def _faked(batch: Batch, mode: FakeTensorMode) -> Batch:
+def _faked(batch: Batch, mode: Any) -> Batch:
     made: Batch = tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, batch)
     return made
 
@@ -236,7 +236,7 @@ def _checkpoint_size(ctx: Context) -> int:
             return {key: real(value) for key, value in node.items()}
         return [real(value) for value in node] if isinstance(node, list) else node
 
-    with torch.utils._python_dispatch._disable_current_modes():
+    with without_modes():
         return checkpoint_file.size(real(encode(state)), describe(ctx, state))
 
 

@@ -8,21 +8,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .compat import is_fake, known_value
 
 
 class Ones(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Values of fake tensors, where they are read: what is known, else 1 or False."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            known = getattr(args[0], "constant", None)
+        if func is torch.ops.aten._local_scalar_dense.default and is_fake(args[0]):
+            known = known_value(args[0])
             if known is not None:
                 return known.item()
             # Most questions that code asks of its tensors are whether something is wrong with them.
             return False if args[0].dtype is torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
         return func(*args, **(kwargs or {}))
+
+
+class Copies(TorchFunctionMode):
+    """Deep copies of tensors by operators: torch copies the memory of a fake tensor, which has none, and what it knows
+    of the values, and damages the heap."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        # One with a graph is refused.
+        if func is not Tensor.__deepcopy__ or not args[0].is_leaf:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return memo[id(tensor)]
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]

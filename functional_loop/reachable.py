@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from .bits import bits
+from .compat import is_fake
 from .record import tensor_bytes
 
 DEEPEST, MOST = 8, 20_000
@@ -214,7 +214,7 @@ def token(value: Any, most: int = HASHED) -> Any:
 
 def _of_tensor(tensor: Tensor, most: int) -> Any:
     form = str(tensor.dtype), tuple(tensor.shape), str(tensor.device)
-    if isinstance(tensor, FakeTensor) or tensor.is_meta:
+    if is_fake(tensor) or tensor.is_meta:
         return form
     if tensor.is_sparse:
         tensor = tensor.coalesce()
@@ -253,4 +253,4 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def is_without_values(tree: Any) -> bool:
     """Whether a tree has tensors of a dry run, which have a form and no memory."""
-    return any(isinstance(value, FakeTensor) for _, value in reachable({"tree": tree}))
+    return any(is_fake(value) for _, value in reachable({"tree": tree}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +157,57 @@ def test_a_billion_parameters_take_no_memory(tmp_path: Path) -> None:
     words = done.stdout.splitlines()[-1].split()
     assert int(words[2]) < 500_000
     assert float(words[4]) < 60
+
+
+COPIES = """
+import copy
+import torch
+from torch import nn
+import functional_loop as fl
+
+x, y = torch.zeros(8, 4), torch.zeros(8, 2)
+block = lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+ready = block()
+
+class Copied(nn.Module):
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.second, self.third = first, copy.deepcopy(first), copy.deepcopy(first)
+        self.known = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        self.again = copy.deepcopy(self.known)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.third(self.second(self.first(x))) * self.again)
+
+def keep(ctx):
+    return ctx.with_callback_state("keep", copy.deepcopy({"params": dict(ctx.params), "buffers": dict(ctx.buffers)}))
+
+for network in (lambda: Copied(block()), lambda: Copied(ready), lambda: copy.deepcopy(Copied(ready)), Copied(block())):
+    init = lambda ctx: {"params": dict(ctx.params), "buffers": dict(ctx.buffers)}
+    loop = fl.Loop(network, nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.1),
+                   fl.batches(x, y, batch_size=4), epochs=1,
+                   callbacks=[fl.Callback("keep", init=init, batch_begin=keep, batch_end=keep)])
+    found = fl.dry_run(loop)
+    print(found.parameters, found.stages["batch_end"]["buffers['third.1.num_batches_tracked']"], flush=True)
+"""
+
+
+def test_copies_that_a_factory_or_a_hook_makes_leave_the_heap_whole() -> None:
+    checked = {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165", **os.environ}
+    done = subprocess.run([sys.executable, "-c", COPIES], env=checked, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, 4 * "94 int64[]\n", "")
+
+
+def test_copies_keep_their_form_and_what_is_one_tensor() -> None:
+    def network() -> nn.Module:
+        first = nn.Linear(3, 3)
+        second = nn.Linear(3, 3)
+        second.weight = first.weight
+        second.bias.requires_grad_(False)
+        return copy.deepcopy(nn.Sequential(first, second, nn.Linear(3, 2)))
+
+    agrees(full_loop(network=network, accumulate=1))
 
 
 def test_hooks_that_look_at_values_are_followed_and_objects_are_left_out(tmp_path: Path) -> None:
