@@ -39,7 +39,7 @@ class AsCallback(Protocol):
 def _as_measures(measures: Iterable[Measure]) -> tuple[Measure, ...]:
     for given in measures if isinstance(measures, (list, tuple)) else ():
         if not isinstance(given, Measure):
-            refuse_metrics("Loop: measures", given)
+            refuse_metrics("Loop: measures", "given", given)
     if not isinstance(measures, (list, tuple)) or not all(isinstance(m, Measure) for m in measures):
         raise TypeError(f"Loop: measures are given as a list of what measure(id, fn) makes, not {measures!r}")
     return tuple(measures)

@@ -38,9 +38,11 @@ class Measure:
     def advance(self, state: Any, y_hats: Any, y: Any, loss: Any, rows: int) -> Any:
         """The state after one more batch, of a mergeable measure."""
         assert self.update is not None
-        if self.is_loss:
-            return self.update(state, loss, rows)
-        return checked(self, self.update, state, self.picked(y_hats), y)
+        return self.update(state, loss, rows) if self.is_loss else self.update(state, self.picked(y_hats), y)
+
+    def checked_advance(self, state: Any, y_hats: Any, y: Any, loss: Any, rows: int) -> Any:
+        """As `advance`, outside of transforms; see `checked`."""
+        return checked(self, "update", self.advance, (state, y_hats, y, loss, rows), slice(1, 3))
 
     def __repr__(self) -> str:
         return f"measure {self.id!r}"
@@ -79,8 +81,8 @@ def measure(
         init, update, compute: the mergeable form; ``compute`` returns what ``fn`` does.
 
     Raises:
-        TypeError: neither form is given in full, or both are; ``fn`` uses an object that accumulates, such as a metric
-            of torchmetrics.
+        TypeError: neither form is given in full, or both are; a function uses an object that accumulates, such as a
+            metric of torchmetrics.
         ValueError: the id is empty or ``"epoch"``, which is a column of every history.
 
     A measure that gives two results for the same predictions and targets is refused when it is first used.
@@ -114,8 +116,8 @@ def measure(
     for name, part in {"fn": fn, **parts}.items():
         if part is not None and not callable(part):
             raise TypeError(f"measure {id!r}: {name} must be a function, not {part!r}")
-    if fn is not None:
-        refuse_metrics(f"measure {id!r}", fn)
+    for name, part in {"fn": fn, **parts}.items():
+        refuse_metrics(f"measure {id!r}", name, part)
     return Measure(id, minimize, fn, init, update, compute, of)
 
 
@@ -162,7 +164,7 @@ def accumulate(
     for m in measures:
         if m.update is not None:
             with noting(lambda m=m: f"in {m}"):  # type: ignore[misc]
-                states[m.id] = m.advance(state["states"][m.id], y_hats, y, loss, rows)
+                states[m.id] = m.checked_advance(state["states"][m.id], y_hats, y, loss, rows)
     return {"predictions": chunks, "states": states}
 
 
@@ -275,10 +277,10 @@ def scores(measures: Sequence[Measure], state: dict[str, Any]) -> dict[str, floa
     for m in measures:
         with noting(lambda m=m: f"in {m}"):  # type: ignore[misc]
             if m.compute is not None:
-                result[m.id] = _as_float(m.compute(state["states"][m.id]))
+                result[m.id] = _as_float(checked(m, "compute", m.compute, (state["states"][m.id],), slice(0, 0)))
             elif m.fn is not None and whole is not None:
                 y_hats = kept[m.of] if m.of in kept else m.picked(kept[None])
-                result[m.id] = _as_float(checked(m, m.fn, y_hats, whole["y"]))
+                result[m.id] = _as_float(checked(m, "fn", m.fn, (y_hats, whole["y"]), slice(0, 2)))
     return result
 
 

@@ -26,6 +26,9 @@ DEEPEST, MOST = 8, 20_000
 HASHED = 1 << 24
 """Of tensors up to so many bytes the values are looked at, of others whether they were written to."""
 
+EVERYTHING = 1 << 62
+"""To look at the values of all tensors."""
+
 _LIBRARIES = frozenset({"torch", "numpy", "functional_loop", *sys.stdlib_module_names} - {"__main__"})
 _HOOKS = {
     "_forward_hooks": "forward hook",

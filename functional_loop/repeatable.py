@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from .lending import clone_tree
-from .reachable import is_without_values, reachable
+from .reachable import EVERYTHING, is_without_values, reachable, state_of
 from .record import tree_equal, tree_map
+
+if TYPE_CHECKING:
+    from .measures import Measure
 
 _METRIC = ("update", "compute", "reset")
 """Methods of objects that accumulate, such as those of torchmetrics."""
 
-_repeatable: WeakSet[Any] = WeakSet()
-"""Measures that were found to be functions of their arguments."""
+_repeatable: WeakKeyDictionary[Measure, set[str]] = WeakKeyDictionary()
+"""Of measures, which of their functions were found to depend on their arguments alone."""
 
 
-def refuse_metrics(called: str, function: Any) -> None:
-    """Refuse a function that reaches an object that accumulates.
+def refuse_metrics(called: str, name: str, function: Any) -> None:
+    """Refuse a function that is, or reaches, an object that accumulates; ``name`` is that of the function.
 
     Raises:
         TypeError: it does.
@@ -30,12 +32,13 @@ def refuse_metrics(called: str, function: Any) -> None:
     ...     def update(self, y_hat, y): ...
     ...     def compute(self): ...
     ...     def reset(self): ...
-    >>> refuse_metrics("measure 'accuracy'", Accuracy())
+    >>> metric = Accuracy()
+    >>> refuse_metrics("measure 'accuracy'", "fn", lambda y_hat, y: metric.compute())
     Traceback (most recent call last):
         ...
-    TypeError: measure 'accuracy' uses an Accuracy (fn), which accumulates in itself...
+    TypeError: measure 'accuracy' uses an Accuracy (metric of fn), which accumulates in itself...
     """
-    for path, found in reachable({"fn": function}):
+    for path, found in reachable({name: function}):
         if all(callable(getattr(type(found), name, None)) for name in _METRIC):
             raise TypeError(
                 f"{called} uses {_article(type(found).__name__)} ({path}), which accumulates in itself, so that scores "
@@ -48,35 +51,38 @@ def _article(name: str) -> str:
     return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
 
 
-def is_checked(measure: Any) -> bool:
-    """Whether a measure was found to depend on its arguments alone."""
-    return measure in _repeatable
+def is_repeatable(measure: Measure, what: str) -> bool:
+    return what in _repeatable.get(measure, ())
 
 
-def checked(measure: Any, function: Callable[..., Any], *given: Any) -> Any:
-    """``function(*given)``, where predictions and targets are the last two of ``given``.
+def checked(measure: Measure, what: str, function: Callable[..., Any], given: tuple[Any, ...], rows: slice) -> Any:
+    """``function(*given)``; the first time in a process it is called on other rows and then again, and compared.
 
-    The first time in a process it is called on other rows and then again, with copies of what comes before them, and
-    compared.
+    Args:
+        what: which function of the measure it is.
+        rows: which of ``given`` have rows.
 
     Raises:
-        ValueError: the results differ.
+        ValueError: the results differ, or the function writes to the state that it is given.
     """
-    if is_checked(measure) or is_without_values(given):
-        return function(*given)
-    *state, y_hats, y = given
-    copies = [clone_tree(state) for _ in range(2)]
     first = function(*given)
+    if is_repeatable(measure, what) or is_without_values(given):
+        return first
+    expected = state_of({"result": first}, most=EVERYTHING)
     # Rows that it can't take tell nothing.
     with suppress(Exception):
-        function(*copies[0], _half(y_hats), _half(y))
-    if difference := tree_equal(first, function(*copies[1], y_hats, y)).reason:
+        function(*given[: rows.start], *map(_half, given[rows]), *given[rows.stop :])
+    second = function(*given)
+    if state_of({"result": first}, most=EVERYTHING) != expected:
+        raise ValueError(f"{measure}: {what} writes to the state that it is given: it has to return a new one")
+    if state_of({"result": second}, most=EVERYTHING) != expected:
         raise ValueError(
-            f"{measure} gives two results for the same predictions and targets ({difference}): it depends on more than "
-            "these, such as a state of its own or random numbers, so that scores could not be repeated or resumed. "
-            "Give what is accumulated as measure(id, init=, update=, compute=), and draw under fl.seeded(...)"
+            f"{measure} gives two results for the same predictions and targets ({what}: {tree_equal(first, second)}): "
+            "it depends on more than these, such as a state of its own or random numbers, so that scores could not be "
+            "repeated or resumed. Give what is accumulated as measure(id, init=, update=, compute=), and draw under "
+            "fl.seeded(...)"
         )
-    _repeatable.add(measure)
+    _repeatable.setdefault(measure, set()).add(what)
     return first
 
 

@@ -38,6 +38,15 @@ def test_objects_that_accumulate_are_refused_when_the_loop_is_made() -> None:
     for fn in (metric, metric.__call__, lambda y_hat, y: metric(y_hat, y)):
         with pytest.raises(TypeError, match=r"measure 'mean' uses a Mean .*init=, update=, compute="):
             fl.measure("mean", fn)
+
+    def update(state: int, y_hat: Tensor, y: Tensor) -> int:
+        metric.update(y_hat, y)
+        return state
+
+    with pytest.raises(TypeError, match=r"measure 'mean' uses a Mean \(update > metric\)"):
+        fl.measure("mean", init=lambda: 0, update=update, compute=lambda state: 0.0)
+    with pytest.raises(TypeError, match=r"measure 'mean' uses a Mean \(compute > metric\)"):
+        fl.measure("mean", init=lambda: 0, update=lambda s, y_hat, y: s, compute=lambda state: metric.compute())
     with pytest.raises(TypeError, match=r"uses a Mean .*init=, update=, compute="):
         full_loop(measures_valid=[metric])
 
@@ -54,7 +63,24 @@ def stateful() -> dict[str, fl.Measure]:
         totals.append(1.0)
         return state + len(totals)
 
+    def appended(state: list[int], y_hat: Tensor, y: Tensor) -> list[int]:
+        state.append(len(y))
+        return state
+
+    def added(state: Tensor, y_hat: Tensor, y: Tensor) -> Tensor:
+        return state.add_(len(y))
+
+    def computed(state: int) -> float:
+        totals.append(1.0)
+        return state + len(totals)
+
+    def rows(state: int, y_hat: Tensor, y: Tensor) -> int:
+        return state + len(y)
+
     return {
+        "in place, a list": fl.measure("own", init=list, update=appended, compute=len),
+        "in place, a tensor": fl.measure("own", init=lambda: torch.zeros(()), update=added, compute=float),
+        "compute": fl.measure("own", init=lambda: 0, update=rows, compute=computed),
         "mean so far": fl.measure("own", mean_so_far),
         "random": fl.measure("own", lambda y_hat, y: torch.rand(())),
         "update": fl.measure("own", init=lambda: 0, update=counted, compute=lambda n: n),
@@ -65,11 +91,19 @@ def stateful() -> dict[str, fl.Measure]:
 @pytest.mark.parametrize("part", ["measures_train", "measures_valid"])
 def test_a_measure_with_a_state_of_its_own_is_refused_at_its_first_use(name: str, part: str) -> None:
     changes: dict[str, Any] = {part: [stateful()[name]]}
-    with pytest.raises(ValueError, match="measure 'own' gives two results for the same predictions") as caught:
+    with pytest.raises(ValueError, match=r"measure 'own'(: update writes| gives two results)") as caught:
         fl.train(fl.init(full_loop(**changes)))
     ctx = fl.context_of(caught.value)
     assert ctx is not None
     assert ctx.epoch == 1
+
+
+@pytest.mark.parametrize("mode", ["vectorised", "exact"])
+@pytest.mark.parametrize("name", stateful())
+def test_members_refuse_them_too(name: str, mode: str) -> None:
+    loop = full_loop(measures_train=[stateful()[name]], callbacks=[])
+    with pytest.raises(ValueError, match=r"measure 'own'(: update writes| gives two results)"):
+        fl.train(fl.stack([fl.init(loop, seed) for seed in range(2)], mode=mode))
 
 
 def test_a_measure_that_reads_what_it_never_changes_is_none_of_these() -> None:

@@ -17,7 +17,7 @@ from ..errors import noting
 from ..measures import Measure
 from ..reading import TRAINING, VALIDATION, Item, check_epoch_done, check_validated, without_validation
 from ..record import evolve, tree_map
-from ..repeatable import is_checked
+from ..repeatable import is_repeatable
 from ..rng import fold_in
 from ..step import Step
 from .ensemble import combine_contexts, ended, member_seeds, own, split_context
@@ -271,10 +271,10 @@ def _measured(part: str, chosen: Any, ctx: Context, y_hats: Any, losses: Any) ->
         for m in chosen:
             if m.update:
                 given = (running["states"][m.id], y_hats, y, losses)
-                if not (m.is_loss or is_checked(m)):
+                if not (m.is_loss or is_repeatable(m, "update")):
                     # Under vmap there are no bits to compare.
                     with noting(lambda m=m: f"in {m}"):  # type: ignore[misc]
-                        m.advance(*split(given, members)[0], rows)
+                        m.checked_advance(*split(given, members)[0], rows)
                 states[m.id] = _of_members(m, lambda *each, m=m: m.advance(*each, rows), given, members)
     return {**ctx.measures, part: {"predictions": chunks, "states": states}}
 
