@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .proofs.given import storage_of
-from .reachable import is_number, reachable, token
-
-_EVERY_BYTE = 1 << 62
+from .reachable import EVERYTHING, is_number, reachable, token
 
 
 def views_of_state(module: nn.Module) -> dict[str, str]:
@@ -43,9 +41,7 @@ def drawn(module: nn.Module, other: nn.Module, again: Callable[[], nn.Module]) -
     """
     ours, theirs = _kept(module), _kept(other)
     differing = [
-        path
-        for path in ours.keys() & theirs.keys()
-        if token(ours[path], _EVERY_BYTE) != token(theirs[path], _EVERY_BYTE)
+        path for path in ours.keys() & theirs.keys() if token(ours[path], EVERYTHING) != token(theirs[path], EVERYTHING)
     ]
     if numbers := sorted(path for path in differing if not isinstance(ours[path], Tensor)):
         # What differs under one seed too is a time or a count, and not drawn.

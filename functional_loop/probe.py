@@ -19,7 +19,7 @@ from .batch import Batch, copied
 from .errors import region
 from .network import FunctionalNetwork, check_same_form
 from .proofs.given import storage_of
-from .reachable import changed, reachable, state_of, token
+from .reachable import EVERYTHING, changed, reachable, state_of, token
 from .record import evolve, tree_map
 
 if TYPE_CHECKING:
@@ -143,14 +143,14 @@ def evaluate(step: Step, call: Callable[..., Any], batch: Batch) -> Any:
     whole, fresh, original = _Whole(step), FunctionalNetwork(step.original), copied(batch)
 
     def bits(network: FunctionalNetwork, **options: Any) -> dict[str, Any]:
-        return _tree_bits(call(network, copied(original), **options))
+        return _output_bits(call(network, copied(original), **options))
 
-    at_first, before = _Whole(step, fresh).state(), whole.state()
+    at_first, before = _Whole(step, fresh).state(modes=False), whole.state(modes=False)
     expected = bits(fresh)
     made = call(step.network, batch)
-    between = whole.state()
+    between = whole.state(modes=False)
     again = bits(step.network)
-    for found, paths in ((_tree_bits(made), changed(at_first, before)), (again, changed(before, between))):
+    for found, paths in ((_output_bits(made), changed(at_first, before)), (again, changed(before, between))):
         difference = _difference(expected, found)
         if difference and (paths or not _is_rounding(step.device_type, lambda: bits(fresh))):
             raise ValueError(_outside(difference, paths))
@@ -176,8 +176,10 @@ class _Whole:
         named = {**step.original.params(), **step.original.statistics()}
         self._registered = [(tensor, name) for name, tensor in named.items()]
 
-    def state(self) -> dict[str, Any]:
-        return state_of(self._roots, self._own)
+    def state(self, modes: bool = True) -> dict[str, Any]:
+        """All that may change from one call to the next, with or without the ``modes`` of modules."""
+        found = state_of(self._roots, self._own)
+        return found if modes else {path: value for path, value in found.items() if not path.endswith(".training")}
 
     def foreign(self, suspects: Mapping[str, str]) -> dict[int, str]:
         """Memory that is not to be read, and what is wrong with it: that of modules other than those that are called,
@@ -295,11 +297,8 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
         yield from _tensors((tree.x, tree.y))
 
 
-_ALL = 1 << 62
-
-
 def _values(leaves: Tensors, written: frozenset[str]) -> dict[str, Any]:
-    return {name: token(leaf, _ALL) for name, leaf in leaves.items() if name not in written}
+    return {name: token(leaf, EVERYTHING) for name, leaf in leaves.items() if name not in written}
 
 
 def _refuse_writes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -331,17 +330,17 @@ def _strangers(loss: Tensor, given: Iterable[Tensor]) -> list[Tensor]:
 def _bits(found: Differentiated, trainable: Sequence[str]) -> dict[str, Any]:
     loss, outputs, buffers, grads = found
     named = {
-        "the loss": loss,
         **{f"the new buffer {name!r}": buffer for name, buffer in buffers.items()},
         **{f"the gradient of {name!r}": grad for name, grad in zip(trainable, grads, strict=False)},
     }
-    return {**_tree_bits(outputs), **{what: token(value, _ALL) for what, value in named.items()}}
+    return _output_bits((outputs, loss)) | {what: token(value, EVERYTHING) for what, value in named.items()}
 
 
-def _tree_bits(outputs: Any) -> dict[str, Any]:
+def _output_bits(found: tuple[Any, Any]) -> dict[str, Any]:
+    """The bits of outputs, and of the loss."""
     return {
-        f"the output{path.removeprefix('outputs')}": token(value, _ALL)
-        for path, value in reachable({"outputs": outputs})
+        path: token(value, EVERYTHING)
+        for path, value in reachable({"the output": found[0], "the loss": found[1]})
         if isinstance(value, (Tensor, int, float))
     }
 
