@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import functional_loop as fl
 from functional_loop.callbacks import t_clbk
-from functional_loop.fast import graphs
+from functional_loop.fast import graph_cache, graphs
 from functional_loop.fast.graph_cache import cache_folder
 from functional_loop.fast.layouts import layout
 from tests.networks import NETWORKS
 from tests.processes import in_a_fresh_process
 from tests.sample_loops import data, full_loop, make_loop, noisy_mlp, recorder
+from tests.samplers import LAYOUTS, SAMPLERS, Drawing, loss_of_first
 
 UNCOMPILABLE = {"changing parameters": "can't be traced", "cumulative batch norm": "can't be traced"}
 """What the warning says for those of the networks of which a graph can't be made."""
@@ -302,9 +304,22 @@ def noisy_loop_of(network: nn.Module, **changes: Any) -> fl.Loop:
 def test_a_graph_that_cannot_be_compiled_ahead_of_time_is_compiled_by_torch_compile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(graphs, "_ahead_of_time", lambda *args: None)
-    monkeypatch.setattr(torch, "compile", lambda module, fullgraph, dynamic: module)
-    compiled, eager = both(make_loop())
+    monkeypatch.setattr(graphs, "_ahead_of_time", refuse)
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    with pytest.warns(UserWarning, match=r"can't be compiled ahead of time \(RuntimeError: not today\)"):
+        compiled, eager = both(make_loop())
+    assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
+
+
+def refuse(*args: Any) -> graphs.Code:
+    raise RuntimeError("not today")
+
+
+def test_a_graph_that_cannot_be_kept_is_used_with_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(graph_cache, "cache_folder", lambda: tmp_path / "a file" / "no folder")
+    with pytest.warns(UserWarning, match="can't be kept in .* compiled again in every process"):
+        compiled, eager = both(make_loop(network=nn.Linear(3, 2), train=fl.batches(*data(3), batch_size=5)))
     assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
 
 
@@ -312,10 +327,133 @@ def test_without_a_compiler_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*args: Any, **kwargs: Any) -> Callable[..., Any]:
         raise RuntimeError("no compiler\nat all")
 
-    monkeypatch.setattr(graphs, "_ahead_of_time", lambda *args: None)
+    monkeypatch.setattr(graphs, "_ahead_of_time", refuse)
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fail)
     with pytest.warns(UserWarning, match=r"can't be compiled \(RuntimeError: no compiler\)"):
         compiled, eager = both(make_loop())
+    assert fl.digest(compiled) == fl.digest(eager)
+
+
+HOOKS: dict[str, list[Any]] = {
+    "nothing looks": [],
+    "a hook sees the gradients": [recorder([], lambda ctx: 0, ("batch_end",))],
+    "a hook changes the gradients": [t_clbk("clip_grad_norm", max_norm=9.0)],
+}
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_a_graph_that_computes_something_else_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hooks: str
+) -> None:
+    """Each of its results in turn, by one percent or by being NaN."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    parts = [nn.Linear(3, 2, bias=False), nn.BatchNorm1d(2), nn.Dropout(0.1)]
+    adamw = fl.optimizer(torch.optim.AdamW, lr=0.1)
+    source = fl.batches(*data(3), batch_size=5)
+    loop = make_loop(network=nn.Sequential(*parts), train=source, optimizer=adamw, callbacks=HOOKS[hooks])
+    eager, results, i = fl.digest(fl.train(fl.init(loop), steps=1)), 1, 0
+    while i < results:
+
+        def compiled(module: torch.fx.GraphModule, inputs: list[Tensor], draws: bool, key: str) -> graphs.Code:
+            nonlocal results
+
+            def run(tensors: list[Tensor], i: int = i) -> Any:
+                made = list(module(*tensors))
+                right = made[i % len(made)]
+                wrong = right * (float("nan") if i % 2 else 1.01) if right.is_floating_point() else right + 1
+                made[i % len(made)] = wrong
+                return made
+
+            made = run(inputs)
+            results = max(results, len(made))
+            return graphs.Code(run, draws, list(map(layout, made)))
+
+        monkeypatch.setattr(graphs, "_ahead_of_time", compiled)
+        with pytest.warns(UserWarning, match="without compiling it, because when it is compiled it is another: "):
+            end = fl.train(fl.init(fl.evolve(loop, compile=True)), steps=1)
+        assert fl.digest(end) == eager, f"result {i} of {results}"
+        i += 1
+    assert results > 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_steps_draw_what_eager_ones_draw(traced: list[int], layout: str) -> None:
+    compiled, eager = (draws_of_steps(layout, compile=compile) for compile in (True, False))
+    assert traced
+    assert len(eager) == 2
+    for some, others in zip(compiled, eager, strict=True):
+        assert [name for name, one, other in zip(SAMPLERS, some, others) if not torch.equal(one, other)] == []
+
+
+def draws_of_steps(layout: str, **options: Any) -> list[list[Tensor]]:
+    """What every sampler has drawn in every step."""
+    found: list[Any] = []
+    look = recorder(found, lambda ctx: [drawn.clone() for drawn in ctx.y_hats[1:]], ("batch_end",))
+    source = fl.batches(torch.ones(8, 4), torch.zeros(8).long(), batch_size=4)
+    loop = make_loop(network=Drawing(layout, *SAMPLERS), loss=loss_of_first, train=source, callbacks=[look], **options)
+    fl.train(fl.init(loop), steps=2)
+    return [draws for _, draws in found]
+
+
+class Block(nn.Module):
+    """The most common one, and every kind of noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn_like(x) + torch.rand(x.shape) + torch.randint(3, x.shape) + torch.normal(0.0, 1.0, x.shape)
+        chosen = torch.bernoulli(torch.full_like(x, 0.5)) * torch.randn_like(x)
+        made: Tensor = self.block(x + noise + chosen)
+        return made
+
+
+def test_a_block_with_noise_is_compiled_and_stays_what_it_is() -> None:
+    x, y = torch.randn(16, 12), torch.randint(3, (16,))
+    loop = make_loop(network=Block(), train=fl.batches(x, y, batch_size=16), loss=nn.functional.cross_entropy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled, eager = both(loop)
+    assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
+
+
+class Recomputed(nn.Module):
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64))
+        self._options = {"use_reentrant": use_reentrant}
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = checkpoint(lambda h: nn.functional.dropout(h, 0.5), x * self.weight, **self._options)
+        return made
+
+
+def test_what_is_computed_again_in_the_backward_pass_draws_the_same_again(traced: list[int]) -> None:
+    ones, found = torch.ones(4, 64), list[Any]()
+    look = recorder(found, lambda ctx: (ctx.y_hats.clone(), ctx.grads["weight"].clone()), ("batch_end",))
+    loop = make_loop(
+        network=Recomputed(use_reentrant=False),
+        loss=lambda y_hat, y: (y_hat - y).sum(),
+        train=fl.batches(ones, 0 * ones, batch_size=4),
+        optimizer=fl.optimizer(torch.optim.SGD, lr=0.0),
+        callbacks=[look],
+    )
+    both(loop)
+    assert traced
+    assert all(torch.equal(grad, y_hat.sum(0)) for _, (y_hat, grad) in found)
+
+
+class SettingTheGenerator(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.rand_like(x)
+        torch.manual_seed(3)
+        return super().forward(x + first + torch.rand_like(x))
+
+
+def test_a_network_that_sets_the_generator_is_not_compiled(traced: list[int]) -> None:
+    with pytest.warns(UserWarning, match="because it sets the state of torch's generator"):
+        compiled, eager = both(make_loop(network=SettingTheGenerator(3, 2), train=fl.batches(*data(3), batch_size=5)))
     assert fl.digest(compiled) == fl.digest(eager)
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import optree
 from torch import Tensor
 
+from ..agreement import gradients_differ, tolerance, update_differs
 from ..batch import Batch, copied
 from ..borrowed import State
 from ..rng import torch_seeded
-from ..step import Gradients, StepInputs, Tensors, refuse_inference_mode
+from ..step import Gradients, Step, StepInputs, Tensors, refuse_inference_mode
+from .drawn import Draw, Recording, StrangeDrawError, drawn
 from .formulas import Plan
 from .graphs import Graph, UncompilableError, compile_graph
 from .layouts import fit, layout
@@ -34,6 +36,8 @@ class Compiled(NamedTuple):
     owners: tuple[str, ...]
     to_restride: tuple[int, ...]
     """Outputs that have other strides than their owners."""
+    draws: tuple[Draw, ...]
+    """What is drawn before it runs."""
 
 
 class Made(NamedTuple):
@@ -58,9 +62,10 @@ class CompiledStep(TracedStep):
     """A `Step` whose gradients and update are compiled: once for every shape of batch, set of trainable parameters and
     structure of the optimizer's state.
 
-    Hyperparameters and counters enter the graphs as tensors, so that a schedule compiles nothing. What can't be
-    compiled is done as `Step` does it, with a warning that says why. Evaluation is not compiled, nor are updates of
-    optimizers for which there are no `formulas`.
+    Hyperparameters, counters and random numbers enter the graphs as tensors, so that a schedule compiles nothing, and
+    random numbers are those of the eager step. What every graph makes first is compared with what `Step` makes. What
+    can't be compiled, or computes something else when it is, is done as `Step` does it, with a warning that says why.
+    Evaluation is not compiled, nor are updates of optimizers for which there are no `formulas`.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -78,6 +83,9 @@ class CompiledStep(TracedStep):
         with gradients only where a hook can see them."""
         if (ran := self.run(given)) is None:
             return self.eagerly(given)
+        return self._whole_of(ran, given)
+
+    def _whole_of(self, ran: Ran, given: StepInputs) -> tuple[Gradients, State]:
         params, buffers, optimizer_state, rest = self.after(ran, given.params, given.optimizer_state)
         grads = dict(zip(ran.case.with_grads, rest[1:])) if self._shows_grads else {}
         return Gradients(rest[0], ran.compiled.graph.tree(ran.made), params, buffers, grads), optimizer_state
@@ -97,7 +105,16 @@ class CompiledStep(TracedStep):
         plan = self._plan(case.with_grads, optimizer_state)
         columns = self._columns(plan, optimizer_state)
         inputs = (self._tensors(params, buffers), columns, leaves, self._formulas.fill(plan, optimizer_state))
-        compiled = self._graph((case, plan), lambda: self._whole_program(case, plan), inputs)
+
+        def check(compiled: Compiled) -> str:
+            ran = Ran(case, plan, compiled, self._call(compiled, inputs, seed))
+            (found, new_state), (right, right_state) = self._whole_of(ran, given), self.eagerly(_kept(given))
+            by = self._tolerance(params)
+            return gradients_differ(found, right, by) or update_differs(
+                params, right.grads, (found.params, new_state), (right.params, right_state), by
+            )
+
+        compiled = self._graph((case, plan), lambda: self._whole_program(case, plan), inputs, check)
         return None if compiled is None else Ran(case, plan, compiled, self._call(compiled, inputs, seed))
 
     def run_on(self, ran: Ran, batch: Batch, optimizer_state: State, seed: int) -> Ran | None:
@@ -137,12 +154,19 @@ class CompiledStep(TracedStep):
     ) -> Gradients:
         case, leaves = self._case(params, buffers, trainable, batch, seed, probe)
         inputs = (self._tensors(params, buffers), leaves)
-        compiled = self._graph(case, lambda: self._gradients_program(case), inputs)
-        if compiled is None:
-            return super().gradients(params, buffers, trainable, batch, seed, probe)
-        made = self._call(compiled, inputs, seed)
-        params, buffers, (loss, *grads) = self._network_tensors(compiled, params, made)
-        return Gradients(loss, compiled.graph.tree(made), params, buffers, dict(zip(case.with_grads, grads)))
+
+        def of(compiled: Compiled) -> Gradients:
+            made = self._call(compiled, inputs, seed)
+            new_params, new_buffers, (loss, *grads) = self._network_tensors(compiled, params, made)
+            tree = compiled.graph.tree(made)
+            return Gradients(loss, tree, new_params, new_buffers, dict(zip(case.with_grads, grads)))
+
+        def check(compiled: Compiled) -> str:
+            right = Step.gradients(self, params, buffers, trainable, copied(batch), seed, False)
+            return gradients_differ(of(compiled), right, self._tolerance(params))
+
+        compiled = self._graph(case, lambda: self._gradients_program(case), inputs, check)
+        return of(compiled) if compiled else super().gradients(params, buffers, trainable, batch, seed, probe)
 
     def update(
         self,
@@ -153,7 +177,9 @@ class CompiledStep(TracedStep):
         loss: Tensor,
         again: Callable[[Tensors, Tensors], Gradients],
     ) -> tuple[Tensors, State, Tensors]:
-        compiled = None
+        def eagerly() -> tuple[Tensors, State, Tensors]:
+            return Step.update(self, params, buffers, grads, optimizer_state, loss, again)
+
         if self._formulas is not None and not any(grad.is_sparse for grad in grads.values()):
             plan = self._plan(tuple(grads), optimizer_state)
             if not plan.moved:
@@ -164,13 +190,19 @@ class CompiledStep(TracedStep):
                 self._columns(plan, optimizer_state),
                 self._formulas.fill(plan, optimizer_state),
             )
-            compiled = self._graph(plan, lambda: self._update_program(plan), inputs)
-        if compiled is None or self._formulas is None:
-            return super().update(params, buffers, grads, optimizer_state, loss, again)
-        made = self._call(compiled, inputs, seed=0)
-        params = {**params, **dict(zip(plan.moved, made))}
-        optimizer_state, _ = self._new_state(plan, params, buffers, optimizer_state, made[len(plan.moved) :])
-        return params, optimizer_state, buffers
+
+            def of(compiled: Compiled) -> tuple[Tensors, State, Tensors]:
+                made = self._call(compiled, inputs, seed=0)
+                moved = {**params, **dict(zip(plan.moved, made))}
+                state, _ = self._new_state(plan, moved, buffers, optimizer_state, made[len(plan.moved) :])
+                return moved, state, buffers
+
+            def check(compiled: Compiled) -> str:
+                return update_differs(params, grads, of(compiled)[:2], eagerly()[:2], self._tolerance(params))
+
+            if compiled := self._graph(plan, lambda: self._update_program(plan), inputs, check):
+                return of(compiled)
+        return eagerly()
 
     def release(self) -> None:
         super().release()
@@ -179,20 +211,35 @@ class CompiledStep(TracedStep):
     # Graphs, each compiled once.
 
     def _compiled(self, program: Program, inputs: Sequence[Column]) -> Compiled:
-        graph = compile_graph(program.function, *inputs)
+        with torch_seeded(0):
+            examples = drawn(program.draws)
+        graph = compile_graph(program.function, *inputs, examples)
         pairs = enumerate(zip(program.owners, graph.layouts))
         differing = tuple(i for i, (name, made) in pairs if made != self._layouts[name])
-        return Compiled(graph, program.params, program.owners, differing)
+        return Compiled(graph, program.params, program.owners, differing, program.draws)
 
-    def _graph(self, key: Hashable, program: Callable[[], Program], inputs: Sequence[Column]) -> Compiled | None:
-        """The graph for ``key``, or ``None`` where there can't be one."""
+    def _graph(
+        self,
+        key: Hashable,
+        program: Callable[[], Program],
+        inputs: Sequence[Column],
+        check: Callable[[Compiled], str],
+    ) -> Compiled | None:
+        """The graph for ``key``, or ``None`` where there can't be one.
+
+        Args:
+            check: says what it computes otherwise than the eager step.
+        """
         try:
             return self._graphs[key]
         except KeyError:
             pass
         try:
-            self._graphs[key] = self._compiled(program(), inputs)
-        except UncompilableError as error:
+            compiled = self._compiled(program(), inputs)
+            if difference := check(compiled):
+                raise UncompilableError(f"when it is compiled it is another: {difference}")
+            self._graphs[key] = compiled
+        except (UncompilableError, StrangeDrawError) as error:
             warnings.warn(
                 f"compile=True: a step is computed without compiling it, because {error}", UserWarning, stacklevel=2
             )
@@ -204,9 +251,9 @@ class CompiledStep(TracedStep):
     def _call(self, compiled: Compiled, inputs: Sequence[Column], seed: int) -> list[Tensor]:
         run = compiled.graph.run
         tensors = [tensor for column in inputs for tensor in column]
-        if compiled.graph.draws:
+        if compiled.draws or compiled.graph.draws:
             with torch_seeded(seed):
-                made = list(run(tensors))
+                made = list(run([*tensors, *drawn(compiled.draws)]))
         else:
             made = list(run(tensors))
         for i in compiled.to_restride:
@@ -228,8 +275,9 @@ class CompiledStep(TracedStep):
                     refuse_inference_mode()
                 return case, leaves
         # The eager step finds what is wrong with the network, and which parameters have gradients.
-        grads = super().gradients(params, buffers, trainable, copied(batch), seed, probe=True).grads
-        self._cases.append(Case(trainable, structure, layouts, tuple(grads)))
+        with Recording(seed) as recording:
+            grads = super().gradients(params, buffers, trainable, copied(batch), seed, probe=True).grads
+        self._cases.append(Case(trainable, structure, layouts, tuple(grads), recording))
         if len(self._cases) == MANY_CASES + 1:
             warnings.warn(
                 f"compile=True: batches, or sets of trainable parameters, of more than {MANY_CASES} shapes, each of "
@@ -285,8 +333,16 @@ class CompiledStep(TracedStep):
             return last
         return self._formulas.plan(with_grads, state)
 
+    def _tolerance(self, params: Tensors) -> float:
+        return tolerance(params.values(), self.autocast_dtype)
+
     def _fit(self, names: Iterable[str], tensors: Iterable[Tensor]) -> Column:
         return [fit(tensor, self._layouts[name], name) for name, tensor in zip(names, tensors, strict=True)]
+
+
+def _kept(given: StepInputs) -> StepInputs:
+    """The same for a step that may write to its batch, and is not the first one."""
+    return given._replace(batch=copied(given.batch), probe=False)
 
 
 def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -52,30 +53,46 @@ def key_of(text: str, inputs: Sequence[Tensor]) -> str:
 
 
 def find(key: str) -> Code | None:
-    """What was kept under ``key``, or ``None``."""
+    """What was kept under ``key``, or ``None``; with a warning if it is damaged, so that it is compiled again."""
     folder = cache_folder() / key
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        return Code(load(folder), about["draws"], [_layout(*parts) for parts in about["layouts"]])
-    except Exception:
-        # Not there, or damaged, or of a machine that is not like this one: it is compiled again.
+        return _read(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:
+        _warn(f"the compiled graph in {folder} can't be read ({error}), and is compiled again")
         return None
 
 
-def load(folder: Path) -> Flat:
-    run: Flat = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / "graph.so"), 1).run
+def _read(folder: Path) -> Code:
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    return Code(load(folder / "graph.so"), about["draws"], [_layout(*parts) for parts in about["layouts"]])
+
+
+def load(library: Path) -> Flat:
+    run: Flat = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
     return run
 
 
 def keep(key: str, library: Path, draws: bool, attempt: Callable[[Flat], Sequence[Tensor]]) -> Code:
     """Put a compiled library into the cache, if an attempt to run it succeeds.
 
-    Of two processes that keep the same at once, the first wins.
+    Of two processes that keep the same at once, the first wins. What can't be put there is run from where it is, with a
+    warning.
 
     Args:
         attempt: runs it, and returns what came out.
     """
     folder = cache_folder() / key
+    try:
+        return _put(folder, library, draws, attempt)
+    except OSError as error:
+        _warn(f"a compiled graph can't be kept in {folder} ({error}): it is compiled again in every process")
+    run = load(library)
+    return Code(run, draws, list(map(layout, attempt(run))))
+
+
+def _put(folder: Path, library: Path, draws: bool, attempt: Callable[[Flat], Sequence[Tensor]]) -> Code:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         made = Path(temporary) / "graph"
@@ -84,18 +101,24 @@ def keep(key: str, library: Path, draws: bool, attempt: Callable[[Flat], Sequenc
         for suffix in (".so", ".json"):
             if library.with_suffix(suffix).exists():
                 shutil.copyfile(library.with_suffix(suffix), made / f"graph{suffix}")
-        run = load(made)
+        run = load(made / "graph.so")
         code = Code(run, draws, list(map(layout, attempt(run))))
         layouts = [(str(dtype).removeprefix("torch."), shape, stride) for dtype, shape, stride in code.layouts]
         (made / "about.json").write_text(json.dumps({"draws": draws, "layouts": layouts}), encoding="utf-8")
         try:
             made.rename(folder)
         except OSError:
-            if find(key) is None:
+            try:
+                _read(folder)
+            except Exception:
                 # What is there is damaged.
                 shutil.rmtree(folder)
                 made.rename(folder)
     return code
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"compile=True: {what}", UserWarning, stacklevel=2)
 
 
 def _layout(dtype: str, shape: list[int], stride: list[int]) -> Layout:

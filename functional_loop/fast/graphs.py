@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -77,16 +78,28 @@ def compile_graph(function: Function, *columns: Sequence[Tensor]) -> Graph:
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise UncompilableError("something in the batch is not a tensor")
     flat = _Flattened(function, [len(column) for column in columns])
-    with warnings.catch_warnings():
-        # Those of torch's compiler about itself.
-        warnings.simplefilter("ignore")
-        tape = _recorded(flat, inputs) if all(tensor.is_cpu for tensor in inputs) else None
-        if tape is not None and (kept := find(key_of(tape.text, inputs))) is not None:
-            return flat.graph(kept, tape.others)
+    on_cpu = all(tensor.is_cpu for tensor in inputs)
+    with _quietly():
+        tape = _recorded(flat, inputs) if on_cpu else None
+    if tape is not None and (kept := find(_key(tape.text, inputs))) is not None:
+        return flat.graph(kept, tape.others)
+    with _quietly():
         module = _trace(flat, inputs)
         others = _lift(module)
-        text = module.code if tape is None or not _equal(others, tape.others) else tape.text
-        return flat.graph(_compile(module, [*inputs, *others], key_of(text, inputs)), others)
+    if tape is not None and _equal(others, tape.others):
+        key, kept = _key(tape.text, inputs), None
+    else:
+        key = _key(module.code, inputs)
+        kept = find(key) if on_cpu else None
+    return flat.graph(kept or _compile(module, [*inputs, *others], key), others)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """A region without the warnings of torch's compiler about itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _Flattened:
@@ -166,30 +179,49 @@ def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return list(map(layout, some)) == list(map(layout, others)) and bool(tree_equal([*some], [*others]))
 
 
+OPTIONS = {"fallback_random": True}
+"""Of torch's compiler: what a graph draws itself are the numbers of the eager operators."""
+OPTIONS_OF_DRAWS = {"cpp.max_horizontal_fusion_size": 1}
+"""Of graphs that draw themselves: torch 2.13 else moves readers of a mask before the operator that fills it."""
+
+
 def _compile(module: GraphModule, inputs: list[Tensor], key: str) -> Code:
     """The graph, compiled for tensors like ``inputs``."""
     draws = any(
         isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
         for node in module.graph.nodes
     )
-    compiled = _ahead_of_time(module, inputs, draws, key) if all(tensor.is_cpu for tensor in inputs) else None
-    return compiled or _just_in_time(module, inputs, draws)
-
-
-def _ahead_of_time(module: GraphModule, inputs: list[Tensor], draws: bool, key: str) -> Code | None:
+    if not all(tensor.is_cpu for tensor in inputs):
+        return _just_in_time(module, inputs, draws)
     try:
-        return find(key) or keep(
-            key,
-            Path(str(torch._inductor.aot_compile(module, tuple(inputs)))),
-            draws,
-            lambda run: _try(run, inputs),
+        return _ahead_of_time(module, inputs, draws, key)
+    except Exception as error:
+        code = _just_in_time(module, inputs, draws)
+        warnings.warn(
+            f"compile=True: a graph can't be compiled ahead of time ({_brief(error)}); torch.compile compiles it, "
+            "again in every process",
+            UserWarning,
+            stacklevel=2,
         )
-    except Exception:
-        return None
+        return code
+
+
+def _ahead_of_time(module: GraphModule, inputs: list[Tensor], draws: bool, key: str) -> Code:
+    with _quietly():
+        library = Path(str(torch._inductor.aot_compile(module, tuple(inputs), options=_options(draws))))
+    return keep(key, library, draws, lambda run: _try(run, inputs))
+
+
+def _options(draws: bool) -> dict[str, Any]:
+    return OPTIONS | OPTIONS_OF_DRAWS if draws else OPTIONS
+
+
+def _key(text: str, inputs: Sequence[Tensor]) -> str:
+    return key_of(f"{text}\0{OPTIONS}{OPTIONS_OF_DRAWS}", inputs)
 
 
 def _just_in_time(module: GraphModule, inputs: list[Tensor], draws: bool) -> Code:
-    compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    compiled = torch.compile(module, fullgraph=True, dynamic=False, options=_options(draws))
     no_grad = torch.no_grad()
 
     def run(tensors: list[Tensor]) -> Sequence[Tensor]:
@@ -197,7 +229,8 @@ def _just_in_time(module: GraphModule, inputs: list[Tensor], draws: bool) -> Cod
             return compiled(*tensors)  # type: ignore[no-any-return]
 
     try:
-        return Code(run, draws, list(map(layout, _try(run, inputs))))
+        with _quietly():
+            return Code(run, draws, list(map(layout, _try(run, inputs))))
     except Exception as error:
         raise UncompilableError(f"its graph can't be compiled ({_brief(error)})") from error
 

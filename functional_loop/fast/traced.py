@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..outputs import tree_detach
 from ..step import Gradients, Step, Tensors, backward
+from .drawn import Draw, GivenDraws, Recording, beforehand
 from .formulas import Plan, formulas
 from .graphs import Function, UncompilableError
 
@@ -31,6 +32,8 @@ class Case:
     """Of the tensors in the batch."""
     with_grads: tuple[str, ...]
     """The parameters that have gradients."""
+    recording: Recording
+    """What the network draws."""
 
 
 class Program(NamedTuple):
@@ -39,6 +42,8 @@ class Program(NamedTuple):
     function: Function
     params: tuple[str, ...]
     owners: tuple[str, ...]
+    draws: tuple[Draw, ...] = ()
+    """What is drawn before it, and given to it in its last column."""
 
 
 class TracedStep(Step):
@@ -57,8 +62,10 @@ class TracedStep(Step):
         assert formulas is not None
         changed = (*plan.moved, *(name for name in self._names if name in self.network.writes - {*plan.moved}))
 
-        def function(tensors: Column, columns: Column, leaves: Column, numbers: Column) -> tuple[list[Tensor], Any]:
-            found = self._differentiate(case, tensors, leaves)
+        def function(
+            tensors: Column, columns: Column, leaves: Column, numbers: Column, drawn: Column
+        ) -> tuple[list[Tensor], Any]:
+            found = self._differentiate(case, tensors, leaves, drawn)
             moved, columns, counters = formulas.move(
                 plan,
                 [found.params[name] for name in plan.moved],
@@ -71,36 +78,40 @@ class TracedStep(Step):
             grads = [found.grads[name] for name in case.with_grads] if self._shows_grads else []
             return [*made, *columns, *counters, found.loss, *grads], found.y_hats
 
-        return Program(function, changed, (*changed, *self._buffer_names, *(name for name, _ in plan.columns)))
+        owners = (*changed, *self._buffer_names, *(name for name, _ in plan.columns))
+        return Program(function, changed, owners, beforehand(case.recording.all_draws()))
 
     def _gradients_program(self, case: Case) -> Program:
         changed = tuple(name for name in self._names if name in self.network.writes)
 
-        def function(tensors: Column, leaves: Column) -> tuple[list[Tensor], Any]:
-            found = self._differentiate(case, tensors, leaves)
+        def function(tensors: Column, leaves: Column, drawn: Column) -> tuple[list[Tensor], Any]:
+            found = self._differentiate(case, tensors, leaves, drawn)
             made = [found.params[name] for name in changed] + [found.buffers[name] for name in self._buffer_names]
             return [*made, found.loss, *(found.grads[name] for name in case.with_grads)], found.y_hats
 
-        return Program(function, changed, (*changed, *self._buffer_names))
+        owners = (*changed, *self._buffer_names)
+        return Program(function, changed, owners, beforehand(case.recording.all_draws()))
 
     def _update_program(self, plan: Plan) -> Program:
         formulas = self._formulas
         assert formulas is not None
 
-        def function(params: Column, grads: Column, columns: Column, numbers: Column) -> tuple[list[Tensor], Any]:
+        def function(
+            params: Column, grads: Column, columns: Column, numbers: Column, drawn: Column
+        ) -> tuple[list[Tensor], Any]:
             params, columns, counters = formulas.move(plan, params, grads, columns, numbers[0])
             return [*params, *columns, *counters], ()
 
         return Program(function, plan.moved, (*plan.moved, *(name for name, _ in plan.columns)))
 
-    def _differentiate(self, case: Case, tensors: Column, leaves: Column) -> Gradients:
+    def _differentiate(self, case: Case, tensors: Column, leaves: Column, drawn: Column) -> Gradients:
         """As `Step.gradients`, on tensors that are being traced."""
         params = dict(zip(self._names, tensors))
         buffers = dict(zip(self._buffer_names, tensors[len(self._names) :]))
         # The network may write to its input, the graph must not.
         x, y = optree.tree_unflatten(case.structure, [leaf.clone() for leaf in leaves])
         enabled = self.autocast_dtype is not None
-        with torch.enable_grad():
+        with torch.enable_grad(), GivenDraws(drawn):
             variables = self.leaves(params, case.trainable)
             # Without the cache of autocast, which would keep tensors of the trace.
             with torch.autocast(self.device_type, self.autocast_dtype, enabled, cache_enabled=False):
