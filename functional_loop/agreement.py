@@ -39,8 +39,8 @@ def _matmul_is_reduced() -> bool:
 
 def gradients_differ(made: Gradients, right: Gradients, tolerance: float) -> str:
     """Which part of a forward and backward pass differs, and by how much; empty if none does."""
-    if made.grads.keys() - right.grads.keys():
-        return f"{sorted(made.grads.keys() - right.grads.keys())[0]} has a gradient, and should have none"
+    if made.grads and made.grads.keys() != right.grads.keys():
+        return f"the parameters with gradients are {sorted(made.grads)}, and should be {sorted(right.grads)}"
     return (
         outputs_differ(made.y_hats, right.y_hats, tolerance, [("the loss", made.loss, right.loss)])
         or differing(_named("", made.buffers, right.buffers), tolerance)
@@ -66,7 +66,8 @@ def update_differs(
     """
     names = sorted(grads.keys() & before.keys())
     largest = max((float(grads[name].abs().max()) for name in names if grads[name].numel()), default=0.0)
-    moves, slots = [], {}
+    moves: list[Part] = []
+    slots: dict[str, list[Part]] = {}
     for name in names:
         counts = grads[name].abs() >= _FLOOR * largest
         a, b = ((params[name] - before[name]) * counts for params in (made[0], right[0]))

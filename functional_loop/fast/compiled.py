@@ -246,6 +246,7 @@ class CompiledStep(TracedStep):
             self._graphs[key] = None
         finally:
             self.network.release()
+            self.updater.release()
         return self._graphs[key]
 
     def _call(self, compiled: Compiled, inputs: Sequence[Column], seed: int) -> list[Tensor]:

@@ -57,8 +57,8 @@ class Draw(NamedTuple):
 
     def is_by(self, func: Any) -> bool:
         """Whether ``func`` is its operator, or the form in or out of place of that."""
-        ours: str = self.func._schema.name
-        return ours.rstrip("_") == func._schema.name.rstrip("_")
+        ours, others = (str(operator._schema.name).rstrip("_") for operator in (self.func, func))
+        return ours == others
 
     def arguments(self) -> dict[str, Any]:
         return named(self.func, self.args, self.kwargs)
