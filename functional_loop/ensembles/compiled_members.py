@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch, copied
+from ..fast.drawn import Draw
 from ..fast.formulas import Formulas, Group, formulas
 from ..fast.graphs import Function, Graph, UncompilableError, compile_graph
 from ..fast.traced import Column, traced_gradients
 from ..outputs import tree_detach
 from ..step import Gradients, Tensors
-from .member_draws import Draw, GivenDraws
+from .member_draws import GivenDraws, drawn
 from .member_optimizers import as_tensor, counted, differ
 from .member_step import MembersStep, Seeds
 
@@ -65,12 +67,10 @@ class CompiledMembersStep(MembersStep):
         key = ("gradients", *params, *buffers, trainable, structure, *_forms(inputs))
         if key not in self._graphs:
             # The eager step finds what is wrong with the network, which parameters have gradients, and what is drawn.
-            record: list[Draw | None] = []
-            self._record = record
             with_grads = tuple(super().gradients(params, buffers, trainable, copied(batch), seeds).grads)
-            self._record = None
-            function = self._differentiation(params, buffers, trainable, structure, len(leaves), with_grads)
-            self._graphs[key] = self._compiled(function, inputs, with_grads, record)
+            draws = self.draws(trainable, batch)
+            function = self._differentiation(params, buffers, trainable, structure, len(leaves), with_grads, draws)
+            self._graphs[key] = self._compiled(function, inputs, with_grads, draws)
         if (kept := self._graphs[key]) is None:
             return super().gradients(params, buffers, trainable, batch, seeds)
         made = kept.graph.run([*inputs, *self._draw(kept.draws, seeds)])
@@ -81,8 +81,7 @@ class CompiledMembersStep(MembersStep):
     def _draw(self, draws: Sequence[Draw], seeds: Seeds) -> list[Tensor]:
         if not draws:
             return []
-        generators = self._seeded(seeds())
-        return [draw(generators) for draw in draws]
+        return drawn(draws, self.seeded(seeds()))
 
     def update(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         known = self._formulas
@@ -100,7 +99,7 @@ class CompiledMembersStep(MembersStep):
         inputs = _contiguous(given)
         key = ("update", names, keys, rows, *_forms(inputs))
         if key not in self._graphs:
-            self._graphs[key] = self._compiled(_movement(known, names, keys, rows, len(numbers)), inputs, names, [])
+            self._graphs[key] = self._compiled(_movement(known, names, keys, rows, len(numbers)), inputs, names, ())
         if (kept := self._graphs[key]) is None:
             return super().update(grads, state, params)
         made = iter(kept.graph.run(inputs))
@@ -115,11 +114,10 @@ class CompiledMembersStep(MembersStep):
         return new_params, {"groups": state["groups"], "slots": new_slots}
 
     def _compiled(
-        self, function: Function, inputs: list[Tensor], names: tuple[str, ...], record: Sequence[Draw | None]
+        self, function: Function, inputs: list[Tensor], names: tuple[str, ...], draws: tuple[Draw, ...]
     ) -> Kept | None:
-        draws = tuple(draw for draw in record if draw is not None)
         try:
-            if len(draws) < len(record):
+            if any(draw.reads or len(draw.func._schema.returns) != 1 for draw in draws):
                 raise UncompilableError("the network draws random numbers in a way that depends on values")
             if len(self._graphs) == MANY_GRAPHS:
                 warnings.warn(
@@ -148,6 +146,7 @@ class CompiledMembersStep(MembersStep):
         structure: Any,
         count: int,
         with_grads: tuple[str, ...],
+        draws: tuple[Draw, ...],
     ) -> Function:
         """From parameters, buffers, ``count`` leaves of a batch and what is drawn to losses, buffers and gradients; and
         the outputs."""
@@ -159,10 +158,10 @@ class CompiledMembersStep(MembersStep):
             wanted = [leaves[name].requires_grad_() for name in trainable]
             # The network may write to its input, the graph must not.
             x, y = optree.tree_unflatten(structure, [leaf.clone() for leaf in tensors[m : m + count]])
-            draws = GivenDraws(tensors[m + count :])
+            given = GivenDraws(draws, tensors[m + count :], len(tensors[0]))
             arguments = (leaves, dict(zip(buffer_names, tensors[n:m])), x, y)
-            with torch.enable_grad():
-                losses, outputs, new_buffers = self._map(self._forward, arguments, "different", draws)
+            with torch.enable_grad(), given if draws else nullcontext():
+                losses, outputs, new_buffers = self.map(self.forward, arguments, draws)
                 grads = traced_gradients(losses.sum(), wanted, trainable, with_grads)
             made = [losses.detach(), *(new_buffers[name].detach() for name in buffer_names)]
             return [*made, *(grad.contiguous() for grad in grads.values())], tree_detach(outputs)

@@ -15,8 +15,9 @@ from ..record import evolve
 from .ensemble import member_seeds, split_context
 from .member_data import fetch_members
 from .member_step import MembersStep
-from .mode import choose
+from .mode import chosen, fall_back
 from .stacking import combine, split
+from .trial import NotVectorisedError
 from .walk import evaluate_members
 
 
@@ -25,33 +26,36 @@ def member_outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -
     assert ctx.ensemble is not None
     seeds = member_seeds(ctx)
     fetched = fetch_members(source, VALIDATION, seeds, max(ctx.epoch, 1), 0, [()] * len(seeds))
-    step = MembersStep(ctx.loop) if choose(ctx).vectorised else ctx.loop.borrow_step()
+    together, step = MembersStep(ctx.loop) if chosen(ctx).vectorised else None, ctx.loop.borrow_step()
     try:
         position = 0
         for position, (batch, _, _) in enumerate(fetched, 1):
             batch, at = to_device(batch, ctx.loop.device), evolve(ctx, step_valid=position)
-            if isinstance(step, MembersStep):
-                yield *evaluate_members(step, at, batch, with_loss), batch
-            else:
-                parts = zip(split_context(at), split(batch, len(seeds)), strict=True)
-                made = [evaluate(step, evolve(c, step_valid=position), own, with_loss) for c, own in parts]
-                outputs, losses = combine([(plain(y_hats), loss) for y_hats, loss in made])
-                yield restored(outputs), losses, batch
+            if together is not None:
+                try:
+                    found = evaluate_members(together, at, batch, with_loss)
+                except NotVectorisedError as error:
+                    fall_back(ctx, error)
+                    together = None
+                else:
+                    yield *found, batch
+                    continue
+            parts = zip(split_context(at), split(batch, len(seeds)), strict=True)
+            made = [evaluate(step, evolve(c, step_valid=position), own, with_loss) for c, own in parts]
+            outputs, losses = combine([(plain(y_hats), loss) for y_hats, loss in made])
+            yield restored(outputs), losses, batch
         check_validated(evolve(ctx, step_valid=position))
     finally:
-        if isinstance(step, MembersStep):
-            step.release()
-        else:
-            ctx.loop.return_step(step)
+        ctx.loop.return_step(step)
 
 
 def member_scores(ctx: Context, source: BatchSource) -> dict[str, Any]:
     """The scores of all members by measure id."""
     assert ctx.ensemble is not None
-    chosen, members = ctx.loop.measures_valid, ctx.ensemble.members
-    running = [measures.start(chosen) for _ in range(members)]
-    for y_hats, losses, batch in member_outputs(ctx, source, measures.need_loss(chosen)):
+    made, members = ctx.loop.measures_valid, ctx.ensemble.members
+    running = [measures.start(made) for _ in range(members)]
+    for y_hats, losses, batch in member_outputs(ctx, source, measures.need_loss(made)):
         for i, (outputs, own, loss) in enumerate(split((plain(y_hats), batch, losses), members)):
-            running[i] = measures.accumulate(chosen, running[i], restored(outputs), own.y, own.x, loss)
-    scores: dict[str, Any] = combine([measures.scores(chosen, each) for each in running], numbers=True)
+            running[i] = measures.accumulate(made, running[i], restored(outputs), own.y, own.x, loss)
+    scores: dict[str, Any] = combine([measures.scores(made, each) for each in running], numbers=True)
     return scores

@@ -15,6 +15,7 @@ from ..reading import Reader
 from ..record import tree_map
 from ..same_order import SameOrder
 from .stacking import combine
+from .trial import NotVectorisedError
 
 Read = tuple[Batch, Sequence[Any], bool]
 """The stacked batch, ``ctx.data`` of every member after it, and whether it is the last of the epoch."""
@@ -28,7 +29,7 @@ def fetch_members(
     Where all get the same rows there is one copy of them, which all share.
 
     Raises:
-        ValueError: the members get different numbers of batches, or of rows in a batch.
+        NotVectorisedError: the members get different numbers of batches, or of rows in a batch.
     """
     if len(set(seeds)) == 1 or isinstance(source, SameOrder) or (isinstance(source, TensorSource) and source.is_fixed):
         return _shared(Reader(source, part, seeds[0], epoch, start, data[0]), data)
@@ -66,9 +67,9 @@ def _side_by_side(readers: Sequence[Reader], data: Sequence[Any]) -> Generator[R
             if not made:
                 return
             if len(made) < len(items) or len({item.last for item in made}) > 1:
-                raise ValueError("the members of an ensemble get different numbers of batches: use mode='exact'")
+                raise NotVectorisedError("the members get different numbers of batches")
             batch = combine([item.batch for item in made])
             if not all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(batch)):
-                raise ValueError("the batches of the members are of different shapes: use mode='exact'")
+                raise NotVectorisedError("the batches of the members are of different shapes")
             after = data if all(i.data is d for i, d in zip(made, data, strict=True)) else [i.data for i in made]
             yield batch, after, made[0].last

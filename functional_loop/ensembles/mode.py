@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import attrs
 import optree
 from torch import nn
 
+from .. import measures
 from ..context import Context
-from ..draws import DrawWatch
 from ..loop import Loop
 from ..network import FunctionalNetwork
+from ..reading import TRAINING, VALIDATION
 from ..record import evolve
 from ..rng import seeded
+from ..step import autocast_off
 from .member_optimizers import has_vectorised_form
 from .member_step import MembersStep
 from .stacking import Members
-from .walk import Crew, train_inputs
+from .trial import NotVectorisedError, found_of
+from .walk import Crew, evaluate_members, first_batch, members_gradients
 
 _SLOW = (nn.modules.conv._ConvNd,)
-_trials: WeakKeyDictionary[Loop, str] = WeakKeyDictionary()
 
 
 @attrs.frozen
@@ -39,8 +42,10 @@ def ensemble_mode(ctx: Context) -> str:
     """How `train` runs the members of a stacked context: ``"vectorised"``, or ``"in turn: "`` and the reason.
 
     With ``mode="auto"`` members are trained in turn where that is not slower (convolutions on the CPU) or where they
-    can't be trained at once: optimizers other than SGD, Adam, AdamW and RMSprop, networks that ``torch.func.vmap``
-    can't run (found out on one batch), members whose states are of different forms.
+    can't be trained at once: optimizers other than SGD, Adam, AdamW and RMSprop, members whose states are of different
+    forms, networks that ``torch.func.vmap`` can't run, or of which it makes something else than solo runs do. That is
+    found out once for a loop: its first batch, in training and in validation, is computed for all members and by
+    solo steps of two of them, and compared; a batch of another shape is, when it comes.
 
     Raises:
         ValueError: the context is not stacked, or its mode is ``"vectorised"`` and that can't be.
@@ -63,13 +68,56 @@ def choose(ctx: Context) -> Choice:
         return Choice(False, "mode='exact'")
     demanded = ctx.ensemble.mode == "vectorised"
     ctx = Crew(ctx).live
-    reason = _obstacle(ctx) or ("" if demanded else _why_slower(ctx.loop)) or _trial(ctx)
+    reason = _obstacle(ctx) or ("" if demanded else _why_slower(ctx.loop)) or _tried(ctx)
     if reason and demanded:
-        raise ValueError(
-            f"mode='vectorised': the members of this ensemble can't be trained at once: {reason}. mode='exact' trains "
-            "them in turn, mode='auto' does so where it must"
-        )
+        raise _refusal(reason)
     return Choice(not reason, reason)
+
+
+def chosen(ctx: Context) -> Choice:
+    """As `choose`, with a warning, once for a loop, if members turned out not to be their solo runs."""
+    choice, found = choose(ctx), found_of(ctx.loop)
+    if choice.reason == found.reason and not found.told:
+        _warn(found.reason)
+        found.told = True
+    return choice
+
+
+def take_turns(ctx: Context, error: NotVectorisedError) -> None:
+    """Let the members be trained in turn from now on.
+
+    Raises:
+        ValueError: their mode is ``"vectorised"``.
+    """
+    fall_back(ctx, error)
+    found_of(ctx.loop).reason = str(error)
+
+
+def fall_back(ctx: Context, error: NotVectorisedError) -> None:
+    """Warn of members that can't be computed at once.
+
+    Raises:
+        ValueError: their mode is ``"vectorised"``.
+    """
+    assert ctx.ensemble is not None
+    if ctx.ensemble.mode == "vectorised":
+        raise _refusal(str(error)) from error
+    _warn(str(error))
+
+
+def _refusal(reason: str) -> ValueError:
+    return ValueError(
+        f"mode='vectorised': the members of this ensemble can't be trained at once: {reason}. mode='exact' trains "
+        "them in turn, mode='auto' does so where it must"
+    )
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"mode='auto': the members of an ensemble are computed in turn, because {reason}. mode='exact' asks for that",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _obstacle(ctx: Context) -> str:
@@ -95,28 +143,30 @@ def _why_slower(loop: Loop) -> str:
     return f"{type(slow).__name__} of several members at once is slower on the CPU" if slow is not None else ""
 
 
-def _trial(ctx: Context) -> str:
-    """Why one batch can't be computed for all members at once; tried once for a loop."""
+def _tried(ctx: Context) -> str:
+    """Why the first batches can't be computed for all members at once; tried once for a loop."""
+    found = found_of(ctx.loop)
+    if not (found.begun or found.reason):
+        # What fails in a solo step too is for the run to tell, which says where.
+        with suppress(Exception):
+            try:
+                _try(ctx)
+            except NotVectorisedError as error:
+                found.note(error)
+        found.begun = True
+    return found.reason
+
+
+def _try(ctx: Context) -> None:
     loop = ctx.loop
-    if loop not in _trials:
-        _trials[loop] = _try(ctx)
-    return _trials[loop]
-
-
-def _try(ctx: Context) -> str:
-    if FunctionalNetwork(ctx.loop.with_loss()).writes:
-        return "the network writes to its parameters (max_norm)"
-    ctx = evolve(ctx, epoch=max(ctx.epoch, 1), step=0)
-    step, draws = MembersStep(ctx.loop), DrawWatch()
+    if FunctionalNetwork(loop.with_loss()).writes:
+        raise NotVectorisedError("the network writes to its parameters (max_norm)")
+    ctx = evolve(ctx, epoch=max(ctx.epoch, 1), step=0, step_valid=0)
+    step = MembersStep(loop)
     try:
-        with seeded(0):
-            batch, seeds = train_inputs(ctx)
-            draws.look()
-            step.gradients(ctx.params, ctx.buffers, ctx.trainable, batch, seeds)
-            if draws.has_moved():
-                return "the network draws random numbers from numpy or random"
-    except Exception as error:
-        return f"torch.func.vmap can't run it ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        with seeded(0), autocast_off(loop.device.type):
+            members_gradients(step, ctx, first_batch(ctx, TRAINING))
+            if loop.valid is not None:
+                evaluate_members(step, ctx, first_batch(ctx, VALIDATION), measures.need_loss(loop.measures_valid))
     finally:
         step.release()
-    return ""

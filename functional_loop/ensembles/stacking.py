@@ -82,7 +82,20 @@ def _stacked(tensors: Sequence[Tensor], known: Known) -> Tensor | Members:
         return hit[1]
     if any((t.shape, t.dtype, t.device) != (first.shape, first.dtype, first.device) for t in tensors):
         return Members(tuple(tensors))
-    return torch.stack(list(tensors))
+    return stacked(tensors)
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """As ``torch.stack``, with the layout of the tensors: kernels round by it, and fill memory in its order."""
+    first = tensors[0]
+    strides = first.stride()
+    # Of tensors with gaps there is no such copy.
+    if first.is_contiguous() or torch.empty_like(first).stride() != strides:
+        return torch.stack(list(tensors))
+    made = torch.empty_strided(
+        (len(tensors), *first.shape), (first.numel(), *strides), dtype=first.dtype, device=first.device
+    )
+    return torch.stack(list(tensors), out=made)
 
 
 def split(tree: Any, members: int, known: Known | None = None, numbers: bool = False) -> list[Any]:

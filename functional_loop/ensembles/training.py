@@ -20,8 +20,9 @@ from .compiled_members import CompiledMembersStep
 from .ensemble import check_no_skipping, combine_contexts, own, split_context
 from .member_hooks import BATCH_STAGES, check_batch_hooks
 from .member_step import MembersStep
-from .mode import choose
-from .walk import Crew, probe_a_member, walk_vectorised
+from .mode import chosen, take_turns
+from .trial import NotVectorisedError
+from .walk import Crew, walk_vectorised
 
 
 def iterate_members(ctx: Context) -> Generator[Context]:
@@ -144,8 +145,16 @@ def _run(ctx: Context, stop: float | None) -> Generator[Run]:
     try:
         if ctx.stage != "":
             _resume(run.context())
-        while _advance(run, boundaries, before):
-            before = crew.live.stage
+        while True:
+            try:
+                if not _advance(run, boundaries, before):
+                    break
+            except NotVectorisedError as error:
+                take_turns(ctx, error)
+                run.crew = turns = InTurn(run.context(), stop)
+                boundaries = turns.walk()
+                continue
+            before = run.crew.live.stage
             yield run
     except GeneratorExit:
         _exit(run.context(), None)
@@ -174,11 +183,10 @@ _DONE = object()
 
 
 def _start(ctx: Context, stop: float | None) -> tuple[Crew | InTurn, Iterator[object], MembersStep | None]:
-    if choose(ctx).vectorised:
+    if chosen(ctx).vectorised:
         check_batch_hooks(ctx)
         step = CompiledMembersStep(ctx.loop) if ctx.loop.compile else MembersStep(ctx.loop)
         crew = Crew(ctx)
-        probe_a_member(crew.live)
         return crew, walk_vectorised(step, crew), step
     turns = InTurn(ctx, stop)
     return turns, turns.walk(), None

@@ -9,6 +9,7 @@ import torch
 import torch._functorch.vmap
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..record import tree_map
@@ -57,7 +58,7 @@ def is_any(flag: Tensor) -> bool:
 
 
 class FasterRules(TorchFunctionMode):
-    """A region in which linear layers and cross entropy of all members are one call each.
+    """A region in which linear layers, cross entropy and attention of all members are one call each.
 
     ``vmap`` takes them apart into many small operations, which on a small network is most of the time of a step.
     """
@@ -97,6 +98,18 @@ def _cross_entropy(y_hat: Tensor, y: Tensor, *others: Any, **options: Any) -> Te
     return _as_members(losses.sum(1) / (targets != _IGNORED).sum(1), level)
 
 
+def _attention_by_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention of all members as matrix products: of the fused kernel for CPUs, vmap makes a loop over members."""
+
+    def rule(query: Tensor, *others: Any, **options: Any) -> Any:
+        if query.device.type != "cpu":
+            return None
+        with sdpa_kernel(SDPBackend.MATH):
+            return function(query, *others, **options)
+
+    return rule
+
+
 def _of_members(tensor: Tensor, level: int) -> Tensor | None:
     """The tensor of all members, with their axis first, or ``None`` if it is not one of each."""
     if level < 0 or not _functorch.is_batchedtensor(tensor) or _functorch.maybe_get_level(tensor) != level:
@@ -131,3 +144,5 @@ _NEEDED = (
 )
 _is_known = _nesting is not None and all(hasattr(_functorch, name) for name in _NEEDED)
 _RULES: dict[Any, Any] = {F.linear: _linear, F.cross_entropy: _cross_entropy} if _is_known else {}
+for _function in (F.scaled_dot_product_attention, F.multi_head_attention_forward):
+    _RULES[_function] = _attention_by_products(_function)

@@ -19,12 +19,13 @@ from ..reading import TRAINING, VALIDATION, Item, check_epoch_done, check_valida
 from ..record import evolve, tree_map
 from ..repeatable import is_repeatable
 from ..rng import fold_in
-from ..step import Step
+from ..step import Gradients
 from .ensemble import combine_contexts, ended, member_seeds, own, split_context
 from .member_data import fetch_members
 from .member_hooks import run_member_hooks
 from .member_step import MembersStep
 from .stacking import combine, split, vectorised
+from .trial import NotVectorisedError
 
 
 class Crew:
@@ -149,11 +150,19 @@ def _read(ctx: Context, part: str) -> Generator[Item]:
             yield Item(batch, found if data is before else combine(data), last)
 
 
-def train_inputs(ctx: Context) -> tuple[Batch, Any]:
-    """The first batch of the epoch, and the seeds of its step."""
-    with closing(_read(ctx, TRAINING)) as items:
-        batch = next(items).batch
-    return to_device(batch, ctx.loop.device), _step_seeds(ctx)
+def first_batch(ctx: Context, part: str) -> Batch:
+    """The first batch of the epoch.
+
+    Raises:
+        NotVectorisedError: it can't be read for all members.
+    """
+    try:
+        with closing(_read(ctx, part)) as items:
+            return to_device(next(items).batch, ctx.loop.device)
+    except NotVectorisedError:
+        raise
+    except Exception as error:
+        raise NotVectorisedError(f"their first batch can't be read ({type(error).__name__}: {error})") from error
 
 
 def _next(items: Generator[Item], ctx: Context, called: str) -> Item | None:
@@ -162,33 +171,13 @@ def _next(items: Generator[Item], ctx: Context, called: str) -> Item | None:
         return next(items, None)
 
 
-def probe_a_member(ctx: Context) -> None:
-    """Look once, by the step of a solo run, whether the members depend on more than their contexts.
-
-    Raises:
-        ValueError: they do.
-    """
-    loop = ctx.loop
-    if "training" in loop.probed.done or not _members(ctx):
-        return
-    ctx = evolve(ctx, epoch=max(ctx.epoch, 1), step=0)
-    batch, seeds = train_inputs(ctx)
-    member, own, seed = split_context(ctx)[0], split(batch, _members(ctx))[0], seeds()[0]
-    step = Step(loop)
-    with noting(lambda: f"in the network or the loss, of a member (epoch {ctx.epoch}, step {ctx.step})"):
-        step.gradients(member.params, member.buffers, member.trainable, own, seed, probe=True)
-        if loop.valid is not None:
-            step.evaluate(member.params, member.buffers, member.trainable, own, seed)
-
-
 def train_batch(step: MembersStep, ctx: Context, batch: Batch, last: bool) -> Context:
     """The three stages of one batch of every member, the ``last`` of its epoch or not."""
     loop = ctx.loop
     counted = {"step": ctx.step + 1, "global_step": ctx.global_step + 1}
     ctx = run_member_hooks("batch_begin", evolve(ctx, batch=to_device(batch, loop.device), **counted))
     batch = for_network(ctx.batch, loop, "train")
-    with noting(lambda: f"in the network or the loss, of an ensemble (epoch {ctx.epoch}, step {ctx.step})"):
-        found = step.gradients(ctx.params, ctx.buffers, ctx.trainable, batch, _step_seeds(ctx))
+    found = members_gradients(step, ctx, batch)
     position = (ctx.step - 1) % loop.accumulate + 1
     updates = last or position == loop.accumulate
     sums = found.grads if position == 1 else _add(ctx, found.grads)
@@ -210,8 +199,14 @@ def train_batch(step: MembersStep, ctx: Context, batch: Batch, last: bool) -> Co
     return run_stage("batch_end", ctx)
 
 
-def _step_seeds(ctx: Context) -> Any:
-    return lambda: [fold_in(seed, "step", ctx.global_step) for seed in member_seeds(ctx)]
+def members_gradients(step: MembersStep, ctx: Context, batch: Batch) -> Gradients:
+    """What the forward and backward pass of a batch of every member make."""
+
+    def seeds() -> list[int]:
+        return [fold_in(seed, "step", ctx.global_step) for seed in member_seeds(ctx)]
+
+    with noting(lambda: f"in the network or the loss, of an ensemble (epoch {ctx.epoch}, step {ctx.step})"):
+        return step.gradients(ctx.params, ctx.buffers, ctx.trainable, batch, seeds)
 
 
 def _add(ctx: Context, grads: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -244,7 +239,7 @@ def evaluate_members(step: MembersStep, ctx: Context, batch: Batch, with_loss: b
         return [fold_in(fold_in(s, "evaluation", ctx.epoch), "batch", ctx.step_valid) for s in member_seeds(ctx)]
 
     with noting(lambda: f"in the network, in evaluation mode, of an ensemble (epoch {ctx.epoch}, step {ctx.step})"):
-        return step.evaluate(ctx.params, ctx.buffers, batch, seeds, with_loss)
+        return step.evaluate(ctx.params, ctx.buffers, ctx.trainable, batch, seeds, with_loss)
 
 
 def _start(chosen: Any, ctx: Context) -> Any:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..rng import generators_lock
+
+R = TypeVar("R")
 
 
 class Blank(NamedTuple):
@@ -21,8 +25,14 @@ class Blank(NamedTuple):
     def empty(self) -> Tensor:
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
 
+    def empty_for(self, members: int) -> Tensor:
+        """One for each of several, with these along the first axis."""
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
+        shape, strides = (members, *self.shape), (extent if 0 not in self.shape else 0, *self.strides)
+        return torch.empty_strided(shape, strides, dtype=self.dtype, device=self.device)
+
     def filled(self, values: Tensor) -> Tensor:
-        return self.empty().copy_(values)
+        return values if values.stride() == self.strides else self.empty().copy_(values)
 
 
 class Draw(NamedTuple):
@@ -39,7 +49,7 @@ class Draw(NamedTuple):
     reads: frozenset[str]
     again: int | None = None
 
-    def __call__(self, generator: torch.Generator | None = None, given: dict[str, Tensor] | None = None) -> Tensor:
+    def __call__(self, generator: torch.Generator | None = None, given: dict[str, Tensor] | None = None) -> Any:
         """Draw from ``generator``, or from torch's own.
 
         Args:
@@ -50,9 +60,9 @@ class Draw(NamedTuple):
         args = [_filled(value, given.get(name)) for name, value in zip(names, self.args)]
         kwargs = {name: _filled(value, given.get(name)) for name, value in self.kwargs.items()}
         if generator is None:
-            made: Tensor = self.func(*args, **kwargs)
-            return made
-        overload: Callable[..., Tensor] = with_generator(self.func)
+            return self.func(*args, **kwargs)
+        if (overload := with_generator(self.func)) is None:
+            return _drawn_from(generator, lambda: self.func(*args, **kwargs))
         return overload(*args, **kwargs, generator=generator)
 
     def is_by(self, func: Any) -> bool:
@@ -62,6 +72,20 @@ class Draw(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         return named(self.func, self.args, self.kwargs)
+
+
+def _drawn_from(generator: torch.Generator, call: Callable[[], R]) -> R:
+    """A call that draws from torch's own generator, in the state of ``generator``, which goes on from there."""
+    with generators_lock:
+        own = _generator(generator.device)
+        before = own.get_state()
+        try:
+            own.set_state(generator.get_state())
+            made = call()
+            generator.set_state(own.get_state())
+        finally:
+            own.set_state(before)
+    return made
 
 
 def _filled(value: Any, given: Tensor | None) -> Any:
@@ -76,27 +100,34 @@ def named(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, A
 
 
 def is_draw(func: Any) -> bool:
-    """Whether an operator draws random numbers."""
+    """Whether an operator draws random numbers, and does little else."""
+    if func not in _drawing:
+        alone = func is torch.ops.aten.native_dropout.default or with_generator(func) is not None
+        _drawing[func] = alone and may_draw(func)
+    return _drawing[func]
+
+
+_drawing: dict[Any, bool] = {}
+
+
+def may_draw(func: Any) -> bool:
+    """Whether an operator draws random numbers, or does so with some arguments, as those of attention do."""
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
 def with_generator(func: Any) -> Any:
-    """The overload of an operator that takes a generator.
-
-    Raises:
-        NotImplementedError: there is none.
-    """
+    """The overload of an operator that takes a generator; ``None`` if there is none."""
     wanted = [argument.name for argument in func._schema.arguments if argument.name != "generator"]
     packet = func.overloadpacket
     for overload in (func, *(getattr(packet, name) for name in packet.overloads())):
         names = [argument.name for argument in overload._schema.arguments]
         if "generator" in names and [name for name in names if name != "generator"] == wanted:
             return overload
-    raise NotImplementedError(f"{func} draws random numbers, and takes no generator")
+    return None
 
 
 class StrangeDrawError(Exception):
-    """Why what a function draws can't be drawn beforehand, in words for the user."""
+    """Why the draws of a function can't be made in another way than by it, in words for the user."""
 
 
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -136,11 +167,16 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not is_draw(func):
+        if not may_draw(func):
             return func(*args, **kwargs)
-        draw = _as_draw(func, args, kwargs)
         device = _device_of(args, kwargs)
         before = _state(device)
+        if not is_draw(func):
+            made = func(*args, **kwargs)
+            if _state(device) != before:
+                self._strange = f"{func} draws random numbers from no generator that it could be given"
+            return made
+        draw = _as_draw(func, args, kwargs)
         made = func(*args, **kwargs)
         if named(func, args, kwargs).get("generator") is not None:
             self._strange = f"{func} draws from a generator that it is given"
