@@ -96,7 +96,7 @@ def _put(func: Any, given: dict[str, Any], made: Made) -> Any:
     return made[0] if len(made) == 1 else tuple(made)
 
 
-class OwnDraws(MemberDraws):
+class OwnDraws(MemberDraws):  # type: ignore[no-untyped-call]
     """A region in which members draw from generators of their own."""
 
     def __init__(self, draws: Sequence[Draw], generators: Sequence[torch.Generator]) -> None:
@@ -104,7 +104,7 @@ class OwnDraws(MemberDraws):
         super().__init__(draws, len(generators), lambda i, given: _made(draws, i, generators, given, made))
 
 
-class GivenDraws(MemberDraws):
+class GivenDraws(MemberDraws):  # type: ignore[no-untyped-call]
     """A region in which nothing is drawn: what was drawn beforehand for all members is taken."""
 
     def __init__(self, draws: Sequence[Draw], made: Sequence[Tensor], members: int) -> None:

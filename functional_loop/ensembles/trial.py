@@ -156,7 +156,7 @@ class Trial:
             reason = f"torch.func.vmap can't run it ({type(error).__name__}: {said[0][:200]})"
             raise NotVectorisedError(reason) from error
         for i, expected in right.items():
-            own = map_outputs(lambda leaf, i=i: leaf[i] if isinstance(leaf, Tensor) else leaf, made)  # type: ignore[misc]
+            own = map_outputs(lambda leaf, i=i: leaf[i] if isinstance(leaf, Tensor) else leaf, made)
             if difference := differ(own, expected, self._tolerance):
                 raise OtherResultError(f"{what} of member {i} is not that of its solo run: {difference}")
         found_of(self._loop).agreed[self._form] = draws
