@@ -10,6 +10,7 @@ from . import measures
 from .batch import Batch, copied, to_device
 from .context import Context, after, run_as
 from .errors import add_note, noting
+from .place import check_not_moved
 from .record import did_you_mean, evolve
 from .rng import fold_in
 from .step import StepInputs
@@ -51,12 +52,14 @@ def run_hook(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
     return run_hooks(stage, [(id, hook)], ctx)
 
 
-def run_unseeded(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
-    """What one hook makes of ``ctx``; its errors say which it was."""
+def run_unseeded(stage: str, id: str, hook: Hook, ctx: Context, of_all: bool = False) -> Context:
+    """What one hook makes of ``ctx``, or once of that of all members; its errors say which it was."""
     try:
         result = run_as(id, hook, ctx)
         if not isinstance(result, Context):
             raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
+        if result is not ctx and stage not in ("exit", "resume"):
+            check_not_moved(ctx, result, stage, of_all)
     except BaseException as error:
         add_note(error, f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})")
         raise

@@ -10,11 +10,11 @@ from torch import Tensor
 from .borrowed import numbers_of
 from .context import Context
 from .environment import KERNELS, environment
-from .errors import StateDictError
+from .errors import StateDictError, add_note
 from .loop import Loop
 from .network import LOSS
 from .patterns import Patterns, matches
-from .stages import BOUNDARIES
+from .place import misplaced
 
 PLACE = {"seed": int, "epoch": int, "step": int, "step_valid": int, "global_step": int, "stage": str, "terminate": bool}
 """Fields of the context that say where in the run it is, with their types."""
@@ -177,7 +177,7 @@ def refusal(message: str, found: Sequence[str]) -> StateDictError:
     error = StateDictError(message, found)
     paths = [line.path for line in found if isinstance(line, Difference) and not line.path.startswith(FIXED)]
     if len(paths) == len(found):
-        error.add_note(f"to continue in spite of that: allow={list(dict.fromkeys(paths))}")
+        add_note(error, f"to continue in spite of that: allow={list(dict.fromkeys(paths))}")
     return error
 
 
@@ -194,21 +194,25 @@ def differences(
     Args:
         here: the fingerprint of that loop.
     """
-    # A loss without parameters and buffers has no entry, and no loss had one in the first version.
-    if malformed := list(_malformed({"loss": {}, **sd}, _SCHEMA, "")):
+    if malformed := malformed_at(sd):
         return malformed
     saved = dict(sd["fingerprint"])
     if not strict:
         saved["callbacks"] = here["callbacks"]
     found: list[str] = [*compare_runs(saved, here, allow)]
-    if sd["stage"] not in ("", *BOUNDARIES):
-        found.append(f"stage: {sd['stage']!r} in what was saved, which is not a stage to continue after")
+    found += misplaced(sd, ctx.loop)
     return [
         *found,
         *map(str, _tensor_differences(ctx, sd)),
         *map(str, _optimizer_differences(here, ctx, sd)),
         *(line for line in _callback_differences(ctx, sd, strict) if not line.is_allowed(allow)),
     ]
+
+
+def malformed_at(sd: Any) -> list[str]:
+    """Where a tree is not a state dict of a single run, of this version."""
+    # A loss without parameters and buffers has no entry, and no loss had one in the first version.
+    return list(_malformed({"loss": {}, **sd} if isinstance(sd, dict) else sd, _SCHEMA, ""))
 
 
 def _malformed(node: Any, schema: Any, path: str) -> Iterator[str]:

@@ -79,10 +79,12 @@ def migrations_from(version: int) -> list[Migration]:
             "the state dict was made by a newer functional_loop; install that one:",
             [f"version: {version} in what was saved, {VERSION} here"],
         )
-    steps = range(version, VERSION)
-    if missing := [step for step in steps if step not in MIGRATIONS]:
-        raise StateDictError(
-            f"no migration leads from version {missing[0]} of a state dict to {VERSION}:",
-            [f"version: {version} in what was saved, {VERSION} here"],
-        )
-    return [MIGRATIONS[step] for step in steps]
+    steps: list[Migration] = []
+    for step in range(version, VERSION):
+        if step not in MIGRATIONS:
+            raise StateDictError(
+                f"no migration leads from version {step} of a state dict to {VERSION}:",
+                [f"version: {version} in what was saved, {VERSION} here"],
+            )
+        steps.append(MIGRATIONS[step])
+    return steps

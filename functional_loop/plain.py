@@ -73,6 +73,9 @@ def encode(node: Any) -> Any:
 def decode(node: Any) -> Any:
     """The inverse of `encode`; dicts and lists are new.
 
+    Raises:
+        ValueError: a sparse tensor has not the parts of one.
+
     >>> decode(encode({"loss": (), "y": (1, [2])}))
     {'loss': (), 'y': (1, [2])}
     """
@@ -80,10 +83,16 @@ def decode(node: Any) -> Any:
         if list(node) == [_TUPLE] and isinstance(node[_TUPLE], list):
             return tuple(decode(value) for value in node[_TUPLE])
         if list(node) == [_SPARSE]:
-            parts = node[_SPARSE]
-            size, coalesced = parts["shape"], parts["coalesced"]
-            return torch.sparse_coo_tensor(
-                parts["indices"], parts["values"], size, is_coalesced=coalesced, check_invariants=True
-            )
+            return _sparse(node[_SPARSE])
         return {key: decode(value) for key, value in node.items()}
     return [decode(value) for value in node] if isinstance(node, list) else node
+
+
+def _sparse(parts: Any) -> torch.Tensor:
+    try:
+        size, coalesced = parts["shape"], parts["coalesced"]
+        return torch.sparse_coo_tensor(
+            parts["indices"], parts["values"], size, is_coalesced=coalesced, check_invariants=True
+        )
+    except (LookupError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"this is not a sparse tensor: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 from .borrowed import numbers_of
 from .context import Context, check_boundary, check_context
 from .ensembles.ensemble import BATCH_HOOKS, MODES, split_context, stack, unstack
-from .errors import StateDictError, noting
+from .errors import StateDictError, noting, region
 from .identity import PLACE, TREES, Difference, compare, differences, identity, refusal, tensors_of
+from .loop import Loop, init
 from .migrations import VERSION, migrate
 from .patterns import Patterns
+from .place import check_place
 from .plain import check_plain, decode, encode
 from .reading import as_places, without_hashes, without_validation
 from .record import evolve, tensor_bytes
@@ -43,6 +45,7 @@ def state_dict(ctx: Context) -> StateDict:
     >>> sd["stage"], sd["global_step"], sd["optimizer"]["groups"][0]["lr"]
     ('batch_end', 3, 0.003)
     """
+    check_place(ctx, "state_dict")
     durable = _durable(ctx, "state_dict")
     return {"version": VERSION, **identity(ctx.loop), **durable}
 
@@ -111,18 +114,44 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True, allow: 
             f"not a state dict of a Context: it has the keys {', '.join(map(repr, list(sd)[:3]))}. That of a module is "
             "for the module with which the Loop is made"
         )
-    sd, here = migrate(sd), identity(ctx.loop)
-    if found := differences(here["fingerprint"], ctx, sd, strict, allow):
-        unless = differences(here["fingerprint"], ctx, sd, strict=False, allow=allow)
-        advice = "" if unless else " (strict=False lets callbacks come and go)"
-        raise refusal(f"the state dict does not belong to this loop{advice}:", found)
+    sd, here = check_fits(ctx, sd, strict, allow), identity(ctx.loop)
     for id in sd["callbacks"].keys() - ctx.callbacks.keys():
         if not Difference(f"callbacks/{id}", "").is_allowed(allow):
             warnings.warn(f"the saved state of callback {id!r} is dropped: the loop has no such callback", stacklevel=2)
     _warn_of_environment([*compare(sd["environment"], here["environment"])], allow)
     given = [*compare(sd["hyperparameters"], here["hyperparameters"], "hyperparameters")]
     changed = {line.path.split("/")[0] for line in compare(sd["fingerprint"], here["fingerprint"])}
-    return _adapted(_with_given(_loaded(ctx, sd), given, allow), changed)
+    with _malformed_refused():
+        loaded = _loaded(ctx, sd)
+    return _adapted(_with_given(loaded, given, allow), changed)
+
+
+def check_fits(ctx: Context, sd: StateDict, strict: bool, allow: Patterns) -> StateDict:
+    """``sd`` as one of this version, of a single run that belongs to the loop of ``ctx``.
+
+    Raises:
+        StateDictError: it does not, or it is malformed.
+    """
+    with _malformed_refused():
+        sd = migrate(sd)
+        here = identity(ctx.loop)["fingerprint"]
+        found = differences(here, ctx, sd, strict, allow)
+    if found:
+        unless = differences(here, ctx, sd, strict=False, allow=allow)
+        advice = "" if unless else " (strict=False lets callbacks come and go)"
+        raise refusal(f"the state dict does not belong to this loop{advice}:", found)
+    return sd
+
+
+@region
+def _malformed_refused() -> Generator[None]:
+    """What no `state_dict` has made is a `StateDictError`, whatever fails over it."""
+    try:
+        yield
+    except StateDictError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise StateDictError("the state dict is malformed:", [f"{type(error).__name__}: {error}"]) from error
 
 
 def _warn_of_environment(found: list[Difference], allow: Patterns) -> None:
@@ -196,14 +225,43 @@ def _load_members(ctx: Context, sd: StateDict, strict: bool, allow: Patterns) ->
     if ctx.ensemble is None or not isinstance(saved, list) or len(saved) != len(members):
         line = f"members: {len(saved) or 'none'} in what was saved, {len(members) or 'none'} here"
         raise StateDictError("the state dict does not belong to this context:", [line])
-    how = sd.get("ensemble")
-    if not isinstance(how, dict) or how.get("mode") not in MODES or how.get("batch_hooks") not in BATCH_HOOKS:
-        raise StateDictError("the state dict is malformed:", [f"ensemble: {how!r} in what was saved"])
+    mode, batch_hooks = _ensemble_of(sd)
     loaded = []
     for i, (member, own) in enumerate(zip(members, member_states(sd), strict=True)):
         with noting(lambda i=i: f"in member {i} of an ensemble"):  # type: ignore[misc]
             loaded.append(load_state_dict(member, own, strict=strict, allow=allow))
-    return stack(loaded, how["mode"], how["batch_hooks"])
+    return stack(loaded, mode, batch_hooks)
+
+
+def _ensemble_of(sd: StateDict) -> tuple[str, str]:
+    """How the members of an ensemble are trained: `stack`'s ``mode`` and ``batch_hooks``."""
+    how = sd.get("ensemble")
+    if not isinstance(how, dict) or how.get("mode") not in MODES or how.get("batch_hooks") not in BATCH_HOOKS:
+        raise StateDictError("the state dict is malformed:", [f"ensemble: {how!r:.100} in what was saved"])
+    return how["mode"], how["batch_hooks"]
+
+
+def start_of(loop: Loop, sd: StateDict, strict: bool = True, allow: Patterns = ()) -> Context:
+    """The start of the run that ``sd`` is of; of an ensemble, one whose members differ in their seeds alone.
+
+    Raises:
+        StateDictError: it is malformed, or of an ensemble that belongs to another loop; the differences are listed.
+    """
+    with _malformed_refused():
+        if "members" not in sd:
+            return init(loop, sd["seed"])
+        mode, batch_hooks = _ensemble_of(sd)
+        states = member_states(sd)
+        first = init(loop, states[0]["seed"])
+    # Of a forged list no members are made: all have all tensors of their own.
+    known: set[int] = set()
+    for i, own in enumerate(states):
+        check_fits(first, own, strict, allow)
+        tensors = {id(tensor) for tensor in own["network"].values()}
+        if tensors & known:
+            raise StateDictError("the state dict is malformed:", [f"members/{i}/network: shares tensors with others"])
+        known |= tensors
+    return stack([first, *(init(loop, own["seed"]) for own in states[1:])], mode, batch_hooks)
 
 
 def member_states(sd: StateDict) -> list[StateDict]:

@@ -8,19 +8,19 @@ import warnings
 from pathlib import Path
 from typing import Any, Self
 
-from .context import Context, check_boundary, check_context
+from .context import Context, check_context
 from .disk.background import Background
 from .disk.durable import explaining, make_folder
 from .disk.folder import delete, entries, entry_of, left_over, newest_intact, readable
 from .disk.lock import FolderLock
 from .disk.retention import Retention, best_steps
 from .disk.saving import Saver, describe, identity_of, run_of
-from .ensembles.ensemble import stack
 from .errors import CheckpointError
 from .identity import fingerprint
-from .loop import Loop, init
+from .loop import Loop
 from .patterns import Patterns
-from .state import state_dict
+from .place import check_place
+from .state import start_of, state_dict
 
 
 class CheckpointStore:
@@ -182,7 +182,7 @@ class CheckpointStore:
                 or replaced since it was locked is a ``FileNotFoundError``, until the store is closed.
         """
         self.wait()
-        check_boundary(ctx, "save")
+        check_place(ctx, "save")
         self.retention.check(ctx.loop)
         state = state_dict(ctx)
         metadata = describe(ctx, state)
@@ -241,9 +241,8 @@ class CheckpointStore:
             raise CheckpointError("\n".join(str(error) for error in damaged.values()))
         for error in damaged.values():
             warnings.warn(f"{error}; using {found.path.name}", UserWarning, stacklevel=2)
-        seed = found.seed
-        start = init(loop, seed) if isinstance(seed, int) else stack([init(loop, each) for each in seed])
-        return found.into(start, strict, self.allow if allow is None else allow)
+        allow = self.allow if allow is None else allow
+        return found.into(start_of(loop, found.state, strict, allow), strict, allow)
 
     def _locked(self) -> FolderLock:
         """The lock of the folder, which is made if there is none.

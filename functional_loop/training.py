@@ -8,12 +8,13 @@ from typing import Any
 
 from .batch import Batch, as_batch, copied
 from .batch_stages import pass_over, train_batch
-from .context import Context, check_boundary
+from .context import Context
 from .donation import give_back, take
 from .ensembles.training import iterate_members, train_members
 from .errors import attach_context, keeping_stop_iteration, region, telling_of_stop_iteration
 from .fast.in_place import InPlaceStretch
 from .leaving import run_exit, run_resume
+from .place import check_place
 from .reading import Item, is_done
 from .step import Step, autocast_off
 from .walk import Walk
@@ -32,7 +33,7 @@ def iterate(ctx: Context) -> Generator[Context]:
     >>> [ctx.stage for ctx in fl.iterate(fl.init(loop(epochs=0)))]
     ['begin', 'end']
     """
-    check_boundary(ctx, "iterate")
+    check_place(ctx, "iterate")
     _check_validation(ctx, "iterate")
     return _contexts(ctx) if ctx.ensemble is None else iterate_members(ctx)
 
@@ -58,7 +59,7 @@ def train(ctx: Context, steps: int | None = None) -> Context:
     >>> ctx.stage, ctx.global_step
     ('batch_end', 2)
     """
-    check_boundary(ctx, "train")
+    check_place(ctx, "train")
     if steps is not None and (type(steps) is not int or steps < 0):
         raise ValueError(f"train: steps must be a non-negative integer or None, not {steps!r}")
     if ctx.stage == "end" or steps == 0:
@@ -104,7 +105,7 @@ def train_step(
     >>> fl.train_step(ctx, (x[:32], y[:32]))
     Context(epoch=1, step=1, global_step=1, stage='batch_end', seed=0)
     """
-    check_boundary(ctx, "train_step")
+    check_place(ctx, "train_step")
     if ctx.ensemble is not None:
         raise ValueError("train_step takes the context of one run: train(ctx, steps=1) trains a stacked one")
     if ctx.stage not in ("epoch_begin", "batch_end"):

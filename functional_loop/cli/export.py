@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ..disk import checkpoint_file
 from ..disk.durable import replacing_by_name
 from ..errors import FunctionalLoopError
 from ..exchange import plain_checkpoint, write_safetensors
-from ..migrations import migrate
+from ..proofs.replay import read_state
 from ..state import StateDict
 from .usage import UsageError
 
@@ -36,12 +35,9 @@ def export(file: Path, out: Path) -> int:
     if out.suffix == ".safetensors" and importlib.util.find_spec("safetensors") is None:
         raise UsageError("safetensors files need the package: pip install functional-loop[safetensors]")
     try:
-        state, metadata = checkpoint_file.read(file)
-        if "fingerprint" not in metadata:
-            raise UsageError(f"{file} is no checkpoint of a run")
+        state, _ = read_state(file)
         if "members" in state:
             raise UsageError(f"{file} is of an ensemble: in Python, save to_module(ctx, member=...).state_dict()")
-        state = migrate(state)
         groups = state["fingerprint"]["optimizer"]["groups"]
         if out.suffix == ".safetensors" and any("train_mode" in group["flags"] for group in groups):
             raise UsageError(

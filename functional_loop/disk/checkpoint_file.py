@@ -34,6 +34,9 @@ from .tree_json import DTYPES, decode, encode
 
 VERSION = 1
 
+_LONGEST_HEADER = 100_000_000
+"""Bytes; that of readers of safetensors."""
+
 # Other dtypes are uint8 to readers of safetensors; the index has the dtype that they are.
 _SAFETENSORS_DTYPES = {
     torch.bool: "BOOL",
@@ -96,7 +99,8 @@ def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any]) -> 
 
     Raises:
         TypeError: something else is in the tree; the message names its path.
-        ValueError: the tree is nested deeper than 100 levels, or contains itself.
+        ValueError: the tree is nested deeper than 100 levels, or contains itself; or what is not tensors in it takes
+            more than 100 MB.
         OSError: the file could not be written; what was there before is unharmed.
 
     >>> import tempfile
@@ -148,10 +152,14 @@ def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """
     path = Path(path)
     with _opened(path) as file:
-        index = _read_index(file, path)
+        index, header = _read_index(file, path)
         tensors = {key: _read_tensor(file, path, key, stored) for key, stored in index.tensors.items()}
     with _nonsense_refused(path):
-        return decode(index.tree, tensors), index.metadata
+        tree = decode(index.tree, tensors)
+        checksums = {id(tensors[key]): stored.sha256 for key, stored in index.tensors.items()}
+        if _prepared(tree, index.metadata, lambda tensor: checksums[id(tensor)])[0] != header:
+            raise ValueError("this is not the header that such a tree has")
+    return tree, index.metadata
 
 
 def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     with _opened(path) as file:
-        index = _read_index(file, path)
+        index, _ = _read_index(file, path)
         for key, stored in index.tensors.items():
             _read_tensor(file, path, key, stored)
     return index.metadata
@@ -178,7 +186,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     with _opened(path) as file:
-        return _read_index(file, path).metadata
+        return _read_index(file, path)[0].metadata
 
 
 @contextmanager
@@ -209,6 +217,11 @@ def _header(index: _Index) -> bytes:
     )
     header = _dumps({"__metadata__": {"functional_loop": text}, **_layout(index.tensors)}).encode()
     header += b" " * (-len(header) % 8)
+    if len(header) > _LONGEST_HEADER:
+        raise ValueError(
+            f"all but the tensors takes {len(header):,} bytes, and a file has {_LONGEST_HEADER:,} at most for it: "
+            "keep long lists of numbers as tensors"
+        )
     header = len(header).to_bytes(8, "little") + header
     return _stamped(header, hashlib.sha256(header).hexdigest())
 
@@ -236,32 +249,37 @@ def _layout(tensors: dict[str, _Stored]) -> dict[str, Any]:
     return layout
 
 
-def _read_index(file: BufferedReader, path: Path) -> _Index:
-    """The index, when the checksum of the header and the length of the file are right."""
+def _read_index(file: BufferedReader, path: Path) -> tuple[_Index, bytes]:
+    """The index, and the bytes that it is from, when their checksum and the length of the file are right."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(_CHECKSUM.stop)
     length = int.from_bytes(start[:8], "little")
     if len(start) < _CHECKSUM.stop or not _CHECKSUM.stop - 8 <= length <= size - 8:
         raise CheckpointError(f"{path} is damaged or no checkpoint: its {size} bytes are too few for a header")
+    if length > _LONGEST_HEADER:
+        raise CheckpointError(f"{path} is damaged or no checkpoint: its header would be of {length:,} bytes")
     if start[8 : _CHECKSUM.start] != _PREFIX:
         raise CheckpointError(f"{path} is damaged or no checkpoint: its header begins differently")
     # The length may be wrong and the header as long as the file: there is one copy of it until it is verified.
-    rest = file.read(length + 8 - len(start))
-    checksum = hashlib.sha256(start[: _CHECKSUM.start] + _BLANK.encode())
-    checksum.update(rest)
-    if start[_CHECKSUM] != checksum.hexdigest().encode():
+    file.seek(0)
+    header = file.read(8 + length)
+    checksum = hashlib.sha256(header[: _CHECKSUM.start] + _BLANK.encode())
+    checksum.update(memoryview(header)[_CHECKSUM.stop :])
+    if header[_CHECKSUM] != checksum.hexdigest().encode():
         raise CheckpointError(f"{path} is damaged: the checksum of its header is wrong")
     with _nonsense_refused(path):
-        index = _parse(start[8:] + rest, path)
+        index = _parse(str(memoryview(header)[8:], "utf-8"), path)
     end = 8 + length + sum(stored.nbytes for stored in index.tensors.values())
     if size != end:
         raise CheckpointError(f"{path} is damaged: it has {size} bytes and should have {end}")
-    return index
+    return index, header
 
 
-def _parse(header: bytes, path: Path) -> _Index:
+def _parse(header: str, path: Path) -> _Index:
     entries = json.loads(header)
     index = json.loads(entries.pop("__metadata__")["functional_loop"])
+    if type(index["version"]) is not int or index["version"] < 1:
+        raise ValueError(f"there is no version {index['version']!r}")
     if index["version"] > VERSION:
         raise NewerFormatError(
             f"{path} has format {index['version']}, and this functional_loop reads {VERSION} at most; "
@@ -281,7 +299,9 @@ def _parse(header: bytes, path: Path) -> _Index:
 
 def _checked_shape(shape: list[int]) -> tuple[int, ...]:
     """A shape that torch can make: it computes strides of empty tensors too, in 64 bits."""
-    if any(type(n) is not int or n < 0 for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**59:
+    if any(type(n) is not int or not 0 <= n < 2**59 for n in shape):
+        raise ValueError(f"{str(shape)[:100]} is not the shape of a tensor")
+    if math.prod(max(n, 1) for n in shape) >= 2**59:
         raise ValueError(f"{shape} is not the shape of a tensor")
     return tuple(shape)
 
@@ -302,4 +322,6 @@ def _read_tensor(file: BufferedReader, path: Path, key: str, stored: _Stored) ->
         raise CheckpointError(f"{path} is damaged: it ends within the tensor {key!r}")
     if hashlib.sha256(view).hexdigest() != stored.sha256:
         raise CheckpointError(f"{path} is damaged: the checksum of the tensor {key!r} is wrong")
+    if stored.dtype is torch.bool and tensor.view(torch.uint8).gt(1).any():
+        raise CheckpointError(f"{path} is no checkpoint: the bool tensor {key!r} has bytes other than 0 and 1")
     return tensor

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from ..context import Context
-from ..errors import CheckpointError, StateDictError
+from ..errors import CheckpointError, StateDictError, add_note
 from ..loop import Loop
 from ..migrations import VERSION, migrate_fingerprint
 from ..patterns import Patterns
@@ -27,8 +27,10 @@ PLACE = ("epoch", "step", "global_step", "stage", "terminate")
 """What the metadata of a checkpoint says of its place in the loop."""
 
 _TYPES = {"seed": int, "version": int, "fingerprint": dict, "epoch": int, "step": int, "global_step": int, "stage": str}
-_TYPES |= {"terminate": bool, "last_scores_valid": dict, "minimize": dict, "members": list}
-_OPTIONAL = ("last_scores_valid", "minimize", "members")
+_TYPES |= {"terminate": bool, "last_scores_valid": dict, "minimize": dict, "members": list, "environment": dict}
+_OPTIONAL = ("last_scores_valid", "minimize", "members", "environment")
+_ITEMS = {"last_scores_valid": (float, int), "minimize": (bool, type(None)), "members": (int,)}
+"""What the lists and dicts of the metadata hold."""
 
 
 @attrs.frozen(order=True)
@@ -52,7 +54,10 @@ class Entry:
         state, metadata = checkpoint_file.read(self.path)
         if type(state) is not dict:
             raise CheckpointError(f"{self.path} is no checkpoint of a run: it holds no state dict")
-        return state, self._checked(metadata)
+        metadata = self._checked(metadata)
+        if any(metadata.get(name) != value for name, value in _also_in_metadata(state).items()):
+            raise CheckpointError(f"{self.path} is no checkpoint of a run: state and metadata contradict each other")
+        return state, metadata
 
     def verify(self) -> dict[str, Any]:
         """The metadata, after verifying every bit; raises as `metadata` does."""
@@ -64,6 +69,10 @@ class Entry:
                 raise CheckpointError(f"{self.path} is no checkpoint of a run: it lacks {name}")
             if type(metadata.get(name, kind())) is not kind:
                 raise CheckpointError(f"{self.path} is no checkpoint of a run: its {name} is no {kind.__name__}")
+        for name, kinds in _ITEMS.items():
+            found = metadata.get(name, ())
+            if any(type(value) not in kinds for value in (found.values() if isinstance(found, dict) else found)):
+                raise CheckpointError(f"{self.path} is no checkpoint of a run: its {name} are {found!r:.100}")
         if self.path.name != (name := file_name(metadata["global_step"], metadata["stage"])):
             raise CheckpointError(f"{self.path} is not what its name says: it was saved as {name}")
         try:
@@ -71,6 +80,14 @@ class Entry:
         except StateDictError as error:
             kind = NewerFormatError if metadata["version"] > VERSION else CheckpointError
             raise kind(f"{self.path}: {error}") from error
+
+
+def _also_in_metadata(state: dict[str, Any]) -> dict[str, Any]:
+    if "members" not in state:
+        return {name: state.get(name) for name in ("seed", *PLACE)} | {"members": None}
+    members = state["members"]
+    seeds = [m.get("seed") if isinstance(m, dict) else None for m in members] if isinstance(members, list) else []
+    return {"members": seeds}
 
 
 @attrs.frozen
@@ -91,7 +108,7 @@ class Intact:
         try:
             return load_state_dict(ctx, self.state, strict=strict, allow=allow)
         except StateDictError as error:
-            error.add_note(f"while loading {self.path}")
+            add_note(error, f"while loading {self.path}")
             raise
 
 

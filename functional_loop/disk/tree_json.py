@@ -110,22 +110,23 @@ def _codify(place: Place) -> str:
     return "".join(f"[{entry!r}]" for entry in place) or "the tree"
 
 
-def decode(node: Any, tensors: dict[str, Tensor]) -> Any:
+def decode(node: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
     """The tree that `encode` was given, with ``tensors`` in their places.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError, RecursionError, struct.error: no such node is
-            made by `encode`.
+        LookupError, TypeError, ValueError, AttributeError, struct.error: no such node is made by `encode`.
 
     >>> decode(*encode({"a": [1, -0.0, None], "$b": 10**30}))
     {'a': [1, -0.0, None], '$b': 1000000000000000000000000000000}
     """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
     if isinstance(node, list):
-        return [decode(child, tensors) for child in node]
+        return [decode(child, tensors, depth + 1) for child in node]
     if not isinstance(node, dict):
         return node
     if not any(key.startswith("$") for key in node):
-        return {key: decode(child, tensors) for key, child in node.items()}
+        return {key: decode(child, tensors, depth + 1) for key, child in node.items()}
     ((tag, value),) = node.items()
     match tag:
         case "$tensor":
@@ -137,5 +138,5 @@ def decode(node: Any, tensors: dict[str, Tensor]) -> Any:
         case "$str":
             return bytes.fromhex(value).decode("utf-8", "surrogatepass")
         case "$dict":
-            return {decode(key, {}): decode(child, tensors) for key, child in value}
+            return {decode(key, {}): decode(child, tensors, depth + 1) for key, child in value}
     raise ValueError(f"there is no type {tag!r}")

@@ -93,7 +93,7 @@ def _once_for_all(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
     alone, draws = evolve(ctx, ensemble=None), ctx.loop.hook_seeds.watch()
     draws.look()
     with noting(say), ForeachApart():
-        after = vectorised(lambda member: run_unseeded(stage, id, hook, member), (alone,), members)
+        after = vectorised(lambda member: run_unseeded(stage, id, hook, member, of_all=True), (alone,), members)
         if draws.put_back():
             raise RuntimeError(f"callback {id!r} drew a number from numpy or random at stage {stage!r}, once for all")
     return _with_terminating(evolve(_as_numbers(alone, after), ensemble=ctx.ensemble))

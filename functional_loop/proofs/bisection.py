@@ -15,9 +15,9 @@ from ..disk import checkpoint_file
 from ..loop import Loop
 from ..place import Place
 from ..record import evolve
-from ..state import StateDict, state_dict
+from ..state import StateDict, start_of, state_dict
 from .differences import Difference
-from .replay import load, read_state, replay, replayed_differences, saved_files, start_of, walk_quietly
+from .replay import load, read_state, replay, replayed_differences, saved_files, walk_quietly
 
 
 @attrs.frozen

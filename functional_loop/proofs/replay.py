@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import attrs
 
 from ..context import Context
 from ..disk import checkpoint_file
-from ..ensembles.ensemble import stack
-from ..loop import Loop, init
+from ..errors import CheckpointError, StateDictError
+from ..identity import malformed_at
+from ..loop import Loop
 from ..migrations import migrate
 from ..place import Place
 from ..record import evolve
-from ..stages import Callback
-from ..state import StateDict, load_state_dict, member_states, state_dict
+from ..stages import BOUNDARIES, Callback
+from ..state import StateDict, load_state_dict, member_states, start_of, state_dict
 from ..training import iterate
 from .differences import Difference, differences
 
@@ -177,25 +178,40 @@ def _of_one_run(path: str) -> str:
 def read_state(file: Path) -> tuple[StateDict, dict[str, Any]]:
     """The state in a checkpoint, as this version of functional_loop saves it, and the metadata."""
     state, metadata = checkpoint_file.read(file)
-    if "members" not in state:
-        return migrate(state), metadata
-    members = [migrate(member) for member in member_states(state)]
+    with _nonsense_refused(file):
+        if "members" not in state:
+            return _checked(migrate(state)), metadata
+        members = [_checked(migrate(member)) for member in member_states(state)]
+        how = state["ensemble"]["mode"], state["ensemble"]["batch_hooks"]
+        if not members or not all(isinstance(word, str) for word in how):
+            raise ValueError("it has no members, or does not say how they are trained")
     common = {key: members[0][key] for key in state if key not in ("ensemble", "members")}
     own = [{key: value for key, value in member.items() if key not in common} for member in members]
     return {**common, "ensemble": state["ensemble"], "members": own}, metadata
 
 
+def _checked(state: StateDict) -> StateDict:
+    if found := malformed_at(state):
+        raise ValueError("; ".join(found[:3]))
+    if state["stage"] not in ("", *BOUNDARIES):
+        raise ValueError(f"stage {state['stage']!r:.100}")
+    return state
+
+
+@contextmanager
+def _nonsense_refused(file: Path) -> Iterator[None]:
+    """What no run has saved is a `CheckpointError`, whatever fails over it."""
+    try:
+        yield
+    except StateDictError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no checkpoint of a run: {type(error).__name__}: {error}") from error
+
+
 def load(loop: Loop, state: StateDict) -> Context:
     """The context that ``state`` was taken from."""
     return load_state_dict(start_of(loop, state), state)
-
-
-def start_of(loop: Loop, state: StateDict) -> Context:
-    """The start of the run that ``state`` is of; of an ensemble, one whose members differ in their seeds alone."""
-    if "members" not in state:
-        return init(loop, state["seed"])
-    starts = [init(loop, member["seed"]) for member in state["members"]]
-    return stack(starts, state["ensemble"]["mode"], state["ensemble"]["batch_hooks"])
 
 
 def saved_files(path: str | os.PathLike[str]) -> list[Path]:
