@@ -165,8 +165,9 @@ def _try(ctx: Context) -> None:
     step = MembersStep(loop)
     try:
         with seeded(0), autocast_off(loop.device.type):
-            members_gradients(step, ctx, first_batch(ctx, TRAINING))
-            if loop.valid is not None:
-                evaluate_members(step, ctx, first_batch(ctx, VALIDATION), measures.need_loss(loop.measures_valid))
+            if (batch := first_batch(ctx, TRAINING)) is not None:
+                members_gradients(step, ctx, batch)
+            if loop.valid is not None and (batch := first_batch(ctx, VALIDATION)) is not None:
+                evaluate_members(step, ctx, batch, measures.need_loss(loop.measures_valid))
     finally:
         step.release()

@@ -11,7 +11,7 @@ import attrs
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..agreement import gradients_differ, outputs_differ, tolerance
+from ..agreement import gradients_differ, nudged, outputs_differ, tolerance
 from ..batch import Batch, copied
 from ..fast.drawn import Draw, Recording, StrangeDrawError
 from ..outputs import map_outputs
@@ -92,11 +92,19 @@ class Trial:
 
         asks = _AsksForGradients()
         right, draws = self._alone(solo, batch, "training", asks)
+
+        def differ(made: Gradients, expected: Gradients, member: int) -> str:
+            def nearby() -> Gradients:
+                params, buffers, rows = self._of_member(batch, member)
+                return solo(nudged(params, self._loop.autocast), buffers, copied(rows), self._seeds[member], False)
+
+            return gradients_differ(made, expected, self._tolerance, nearby)
+
         if asks.found:
             raise NotVectorisedError(
                 f"the network or the loss {asks.found}, which can't be known while all members are computed at once"
             )
-        return self._compared("a step", compute, draws, right, gradients_differ)
+        return self._compared("a step", compute, draws, right, differ)
 
     def evaluation(
         self,
@@ -110,9 +118,9 @@ class Trial:
         def solo(params: Tensors, buffers: Tensors, rows: Batch, seed: int, probe: bool) -> tuple[Any, Any]:
             return self._step.evaluate(params, buffers, trainable, rows, seed, with_loss)
 
-        def differ(made: tuple[Any, Any], right: tuple[Any, Any], tolerance: float) -> str:
-            losses = [("the loss", made[1], right[1])] if with_loss else []
-            return outputs_differ(made[0], right[0], tolerance, losses)
+        def differ(made: tuple[Any, Any], expected: tuple[Any, Any], member: int) -> str:
+            losses = [("the loss", made[1], expected[1])] if with_loss else []
+            return outputs_differ(made[0], expected[0], self._tolerance, losses)
 
         right, draws = self._alone(solo, batch, "evaluation", nullcontext())
         return self._compared("an evaluation", compute, draws, right, differ)
@@ -121,11 +129,10 @@ class Trial:
         self, solo: Callable[..., R], batch: Batch, what: str, watch: AbstractContextManager[Any]
     ) -> tuple[dict[int, R], tuple[Draw, ...]]:
         """What solo steps of the first and the last member make, and what the first draws."""
-        own = split((*self._tensors, batch), len(self._seeds))
         made: dict[int, R] = {}
         draws: tuple[Draw, ...] = ()
-        for i in sorted({0, len(own) - 1}):
-            params, buffers, rows = own[i]
+        for i in sorted({0, len(self._seeds) - 1}):
+            params, buffers, rows = self._of_member(batch, i)
             if what not in self._step.probed.done:
                 solo(params, buffers, copied(rows), self._seeds[i], True)
             with watch, Recording(self._seeds[i]) as recording:
@@ -139,13 +146,17 @@ class Trial:
                     raise NotVectorisedError(str(error)) from error
         return made, draws
 
+    def _of_member(self, batch: Batch, member: int) -> tuple[Tensors, Tensors, Batch]:
+        own: tuple[Tensors, Tensors, Batch] = split((*self._tensors, batch), len(self._seeds))[member]
+        return own
+
     def _compared(
         self,
         what: str,
         compute: Callable[[Sequence[Draw]], R],
         draws: tuple[Draw, ...],
         right: dict[int, R],
-        differ: Callable[[R, R, float], str],
+        differ: Callable[[R, R, int], str],
     ) -> R:
         try:
             made = compute(draws)
@@ -157,7 +168,7 @@ class Trial:
             raise NotVectorisedError(reason) from error
         for i, expected in right.items():
             own = map_outputs(lambda leaf, i=i: leaf[i] if isinstance(leaf, Tensor) else leaf, made)
-            if difference := differ(own, expected, self._tolerance):
+            if difference := differ(own, expected, i):
                 raise OtherResultError(f"{what} of member {i} is not that of its solo run: {difference}")
         found_of(self._loop).agreed[self._form] = draws
         return made

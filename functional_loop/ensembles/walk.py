@@ -150,19 +150,20 @@ def _read(ctx: Context, part: str) -> Generator[Item]:
             yield Item(batch, found if data is before else combine(data), last)
 
 
-def first_batch(ctx: Context, part: str) -> Batch:
-    """The first batch of the epoch.
+def first_batch(ctx: Context, part: str) -> Batch | None:
+    """The first batch of the epoch, if there is one.
 
     Raises:
         NotVectorisedError: it can't be read for all members.
     """
     try:
         with closing(_read(ctx, part)) as items:
-            return to_device(next(items).batch, ctx.loop.device)
+            item = next(items, None)
     except NotVectorisedError:
         raise
     except Exception as error:
         raise NotVectorisedError(f"their first batch can't be read ({type(error).__name__}: {error})") from error
+    return None if item is None else to_device(item.batch, ctx.loop.device)
 
 
 def _next(items: Generator[Item], ctx: Context, called: str) -> Item | None:

@@ -102,12 +102,14 @@ def named(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, A
 def is_draw(func: Any) -> bool:
     """Whether an operator draws random numbers, and does little else."""
     if func not in _drawing:
-        alone = func is torch.ops.aten.native_dropout.default or with_generator(func) is not None
+        alone = func._schema.name in _WITHOUT_GENERATOR or with_generator(func) is not None
         _drawing[func] = alone and may_draw(func)
     return _drawing[func]
 
 
 _drawing: dict[Any, bool] = {}
+_WITHOUT_GENERATOR = ("aten::native_dropout", "aten::rand_like", "aten::randn_like", "aten::randint_like")
+"""Operators that draw, of which there are versions of torch that give them no generator."""
 
 
 def may_draw(func: Any) -> bool:
