@@ -20,7 +20,7 @@ _FLOOR = 1e-3
 """Rounding errors of a tensor go with the largest ones near it: so much of their norm is added to its own."""
 _FEW = 0.05
 """The share of the elements of a tensor of integers that rounding may change, where they are found by comparing."""
-_MANY = 500
+_MANY = 2000
 """Where the terms of a sum cancel, its rounding errors may be so many last bits of the largest gradient."""
 _AMPLIFIED = 30
 """A program may differ so many times as much as the usual one does if parameters change in their last bits."""

@@ -303,3 +303,16 @@ def test_predictions_that_can_not_be_computed_at_once_are_made_in_turn() -> None
     with pytest.warns(UserWarning, match="computed in turn"):
         made = fl.predict(stacked, x)
     assert torch.equal(made, torch.stack([fl.predict(ctx, x) for ctx in fl.unstack(stacked)]))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_rounding_is_no_reason_to_take_turns(scale: float) -> None:
+    # The gradients of biases before batch norm are made of rounding errors.
+    def network() -> nn.Module:
+        blocks = [(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(0.1)) for _ in range(4)]
+        return nn.Sequential(nn.Linear(6, 8), *(layer for block in blocks for layer in block), nn.Linear(8, 2))
+
+    x, y = data()
+    source = fl.batches(scale * x.float(), y, batch_size=10, shuffle=True)
+    loop = make_loop(double=False, network=network, train=source, valid=None, measures_valid=())
+    fl.train(fl.stack(starts(loop), mode="vectorised"), steps=8)

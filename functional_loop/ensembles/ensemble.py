@@ -71,8 +71,10 @@ def stack(contexts: Sequence[Context], mode: str = "auto", batch_hooks: str = "v
     Args:
         contexts: boundary contexts of one and the same `Loop`, at the same place in it, or finished.
         mode: ``"vectorised"`` trains all members in one tensor program, whose losses are those of solo runs up to
-            rounding. ``"exact"`` trains them in turn, and gives every member the bits of its solo run. ``"auto"`` is
-            vectorised where that can work and is not slower; `ensemble_mode` says which, and why.
+            rounding, with the random numbers of solo runs; a network for which that fails is refused. ``"exact"``
+            trains them in turn, and gives every member the bits of its solo run. ``"auto"`` is vectorised where that
+            can work and is not slower, and goes on in turn, with a warning, from a batch on for which it does not
+            work; `ensemble_mode` says which, and why.
         batch_hooks: ``"each"`` runs hooks for every member at the stages of a batch too, at the cost of a call per
             member and batch.
 
