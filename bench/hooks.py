@@ -2,7 +2,7 @@
 
 A run is one epoch of a small network over batches that are made already, with some callbacks of a kind and, in turns,
 without; the difference is divided by the number of times that a hook ran. Both have one pure hook at ``batch_end``, as
-without any nobody looks at a batch, and none has a context. Times are microseconds, on one thread. "none" has no other
+without hooks no batch has a context. Times are microseconds, on one thread. "none" has no other
 callback on either side: how far off the others can be by chance. "other stage" has object callbacks that have nothing
 to do in a batch. The last rows are whole runs with own data against the hand-written loop with a
 DataLoader and the same flags: with four pure hooks at each of the twelve stages, a context at every stage.

@@ -4,7 +4,7 @@ A run is one epoch from fresh parameters and a fresh optimizer, with everything 
 both sides read the same list of batches that are made already. "own": each has its own way to shuffled
 batches, ``fl.batches`` and a DataLoader. "kept": as "ready", and our side keeps every context of ``fl.iterate``.
 "dropped": as "ready", and our side looks at every context and keeps none, for four epochs.
-"given up": as "ready", and nobody holds on to the context that training begins with, so that no tensor is copied.
+"given up": as "ready", and the context that training begins with is not kept, so that no tensor is copied.
 "bare": as "ready", but theirs is the tensor work of the step without a loop, so that the difference is what the
 framework costs. Times are microseconds per step, on one thread; the difference is the median over the pairs of ours
 less theirs.

@@ -114,7 +114,7 @@ def compare(
 def seconds(side: Side, clock: str) -> float:
     """The time of one run.
 
-    The garbage collector stays on, since its work is a cost of whoever makes garbage, and starts with nothing to
+    The garbage collector stays on, since its work is a cost of the side that makes garbage, and starts with nothing to
     collect.
     """
     run, now = side(), CLOCKS[clock]

@@ -32,7 +32,7 @@ def digest_trace(every: int = 100, id: str = "digest_trace") -> Callback:
     made on its device and hashed (SHA-256): a tenth of the time, and nothing but the sums leaves a GPU. Any change of a
     single word is seen, any flipped bit therefore; what is not seen are changes that cancel out within 512 bytes, such
     as words that have changed places, with a chance of 2**-64 for changes that do so by accident. It is no proof
-    against somebody who forges, and does not see states of callbacks: `digest` and checkpoints are for that.
+    against forgery, and does not see states of callbacks: `digest` and checkpoints are for that.
 
     For a network of 10 million parameters with AdamW, on one CPU thread, a digest takes a tenth to a sixth of a
     training step of 32 rows, so that every 100 batches it costs up to 0.2 %.

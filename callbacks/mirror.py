@@ -154,7 +154,7 @@ class Mirror:
         """Raises a ValueError where a part was put into another mode than the network, which would have no effect."""
         assert self._whole is not None
         now = self._modes_now()
-        # The network as a whole may be used in either mode: nobody would take that for a change of the run.
+        # The network as a whole may be used in either mode: that is no change of the run.
         if now == self._modes or now[0] is not self._modes[0]:
             return
         names = (name for name, _ in self._whole.network.named_modules())

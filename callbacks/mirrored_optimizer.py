@@ -17,7 +17,7 @@ from ..loop import Loop
 class MirroredOptimizer:
     """The ``optimizer`` of one object callback, over the parameters of its network.
 
-    Its ``state`` is filled when somebody asks for it, as most callbacks want the hyperparameters alone; from then on at
+    Its ``state`` is filled on demand, as most callbacks want the hyperparameters alone; from then on at
     every stage, because the callback may have kept it.
     """
 
@@ -51,7 +51,7 @@ class MirroredOptimizer:
             self._fill(vars(self.optimizer)["state"])
 
     def release(self) -> None:
-        """Let go of the state that nobody has looked at."""
+        """Drop the state if it was never read."""
         self._unshown = None
 
     def changes(self, ctx: Context) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _like(value: Any, before: Any) -> Any:
 
 
 def _make_lazy(optimizer: torch.optim.Optimizer, fill: Callable[[dict[Any, Any]], None]) -> None:
-    """Have ``fill(optimizer.state)`` be called before anybody gets ``optimizer.state``; copies are ordinary ones."""
+    """Have ``fill(optimizer.state)`` be called before ``optimizer.state`` is first read; copies are ordinary ones."""
     cls = type(optimizer)
 
     def state(self: torch.optim.Optimizer) -> dict[Any, Any]:

@@ -172,7 +172,7 @@ def _position(draft: Draft) -> int:
 
 
 class Draft:
-    """A context in the making: changes are gathered, and a context is made of them only where somebody looks at it."""
+    """A builder: collects field changes, and builds a `Context` only when a hook needs one."""
 
     __slots__ = ("_ctx", "_seeds", "changes")
 

@@ -37,7 +37,7 @@ def drawn(module: nn.Module, other: nn.Module, again: Callable[[], nn.Module]) -
         again: makes another network under the seed of ``other``.
 
     Raises:
-        ValueError: numbers differ, which nobody can see being read.
+        ValueError: numbers differ, and reads of numbers can't be observed.
     """
     ours, theirs = _kept(module), _kept(other)
     differing = [

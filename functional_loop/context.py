@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @record
 class Context:
-    """The state of training: a frozen record and a pytree, whose tensors nobody writes to.
+    """The state of training: a frozen record and a pytree, whose tensors are never written to.
 
     `init` makes one, the functions of the loop and the stage hooks take one and return the next. Between stages it
     holds durable fields only, and is a legal checkpoint. Fields that have no value yet are ``()``.

@@ -13,7 +13,7 @@ Reading = tuple[Any, ...] | None
 
 
 class DrawWatch:
-    """Remembers the states of `random` and numpy, and says whether somebody drew from them since.
+    """Remembers the states of `random` and numpy, and says whether they have been drawn from since.
 
     Their states are 2.5 kB each and take some 80 µs to copy. A draw moves a counter, so that it is enough to look at
     the counters, and to copy the states when they have moved.

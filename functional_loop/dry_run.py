@@ -40,7 +40,7 @@ class DryRun:
     ``stages`` has the leaves of the context that the hooks of a stage are given, first ``init``; sizes are in bytes.
     ``peak_bytes`` is an estimate of the most memory that tensors take at once, predictions that measures keep included;
     a run that steps in place takes less. Not in it: torch itself, data in memory, a network that the Loop has as a
-    module, earlier contexts that somebody keeps, and what kernels take for their work.
+    module, earlier contexts that are kept, and what kernels take for their work.
     """
 
     stages: dict[str, Forms] = attrs.field(repr=False)

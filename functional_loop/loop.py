@@ -253,7 +253,7 @@ class Loop:
         return self
 
     def borrow_step(self) -> Step:
-        """A planned tensor program that nobody else uses; give it back to have the next run start at once."""
+        """A planned tensor program for exclusive use; give it back to have the next run start at once."""
         try:
             return self._steps.pop()
         except IndexError:
@@ -265,7 +265,7 @@ class Loop:
 
 
 TEMPLATE_SEED = -1
-"""A seed under which nobody trains: what a network draws besides its parameters and buffers differs from that."""
+"""A seed under which no run trains: what a network draws besides its parameters and buffers differs from that."""
 
 
 def _empty(module: nn.Module, shared: frozenset[int]) -> None:
@@ -349,5 +349,5 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
 
 
 def own(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the same values that shares its memory with nobody."""
+    """A tensor of the same values with memory of its own."""
     return tensor.detach().to(device, copy=True)

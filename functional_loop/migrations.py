@@ -1,7 +1,7 @@
 """Migrations: state dicts of earlier versions become state dicts of this one, step by step, by pure functions.
 
-Whoever changes the tree of a state dict raises `VERSION` by one, adds here the `Migration` from the version before,
-and leaves in ``tests/data`` a file of every version that was released.
+To change the tree of a state dict, raise `VERSION` by one, add the `Migration` from the version before here, and keep a
+file of every released version in ``tests/data``.
 """
 
 from __future__ import annotations

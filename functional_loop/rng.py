@@ -92,7 +92,7 @@ def seeded(seed: int) -> Generator[None]:
 generators_lock = threading.RLock()
 """Who sets the state of global generators, or relies on it, holds it: generators are the process's, not a thread's."""
 
-# A process forked while another thread is in such a region would have a lock that nobody in it can release.
+# A process forked while another thread is in such a region would have a lock that none of its threads can release.
 os.register_at_fork(
     before=generators_lock.acquire,
     after_in_parent=generators_lock.release,

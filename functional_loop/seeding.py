@@ -46,7 +46,7 @@ class Seeding:
                 if self._holds_all:
                     reseed(seed)
                     return function()
-                # If it is undone, it was the function that drew, or somebody else between two calls.
+                # If it is undone, the function drew, or other code did between two calls.
                 if done := self._attempt(function):
                     return done[0]
         if not self.everything:
@@ -76,7 +76,7 @@ class Seeding:
     def held(self) -> Generator[None]:
         """A region in which torch's generators are seeded by every call, and put back at the end only.
 
-        That saves a tenth of a small network's step. Nobody else should draw from them between the calls. Where the
+        That saves a tenth of a small network's step. No other code should draw from them between the calls. Where the
         function draws from numpy and `random` too, or looking whether it does is costly, so it is with those.
         """
         run = _Run()

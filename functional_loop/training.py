@@ -69,7 +69,7 @@ def train(ctx: Context, steps: int | None = None) -> Context:
         return train_members(ctx, steps)
     goal = math.inf if steps is None else ctx.global_step + steps
     walk = Walk(ctx, stop=goal)
-    # So that the walk can free the tensors of a context that nobody else has.
+    # So that the walk can free the tensors of a context that is not referenced elsewhere.
     del ctx
     with keeping_stop_iteration(), _entered(walk):
         while walk.advance() and not (walk.ctx.global_step == goal and walk.ctx.stage == "batch_end"):

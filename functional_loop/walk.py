@@ -25,8 +25,8 @@ class Walk:
 
     Args:
         ctx: where to start.
-        stop: the number of the batch, in the run, after which somebody will look at the context; the contexts of other
-            batches nobody sees but hooks. ``None`` if every boundary is looked at. It can be moved on at a boundary.
+        stop: the number of the batch, in the run, after which the context will be observed; the contexts of other
+            batches only hooks see. ``None`` if every boundary is looked at. It can be moved on at a boundary.
     """
 
     def __init__(self, ctx: Context, stop: float | None = None) -> None:
@@ -42,7 +42,7 @@ class Walk:
         return self._ctx if self._stretch is None else self._stretch.context()
 
     def advance(self) -> bool:
-        """Go to the next boundary that somebody may look at; whether there was one."""
+        """Go to the next boundary that may be observed; whether there was one."""
         with autocast_off(self._loop.device.type):
             return next(self._boundaries, False)
 
@@ -84,7 +84,7 @@ class Walk:
     def _train_batches(self) -> Generator[bool]:
         ctx = self.ctx
         with closing(Reader(self._loop.train, TRAINING, ctx.seed, ctx.epoch, ctx.step, ctx.data)) as reader:
-            # Not to keep the memory of a context that nobody else has.
+            # Not to keep the memory of a context that is not referenced elsewhere.
             del ctx
             if self.stop is not None and (kind := _kind_of_stretch(self._step, self._ctx)) is not None:
                 went_back = yield from self._train_stretches(kind, reader)
@@ -145,7 +145,7 @@ class Walk:
         source, ctx = self._loop.valid, self.ctx
         assert source is not None
         with closing(Reader(source, VALIDATION, ctx.seed, ctx.epoch, ctx.step_valid, ctx.data)) as reader:
-            # Not to keep the memory of a context that nobody else has.
+            # Not to keep the memory of a context that is not referenced elsewhere.
             del ctx
             while (item := _take(reader, lambda: f"validation data ({place_of(self.ctx, step_valid=1)})")) is not None:
                 self._ctx = valid_batch(self._step, self.ctx, item.batch, item.data)

@@ -67,7 +67,7 @@ def boundaries(ctx: fl.Context) -> list[fl.Context]:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_run_that_nobody_looks_at_has_the_bits_of_one_that_is_watched(name: str) -> None:
+def test_a_run_that_is_unobserved_at_has_the_bits_of_one_that_is_watched(name: str) -> None:
     start = fl.init(loop_of(name), seed=1)
     watched = boundaries(start)
     assert fl.digest(fl.train(start)) == fl.digest(watched[-1])

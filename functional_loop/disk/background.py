@@ -15,7 +15,7 @@ from ..errors import add_note
 
 @attrs.define(eq=False)
 class _Outcome:
-    """What became of a piece of work, until somebody asks."""
+    """The result of a piece of work, until it is asked for."""
 
     result: Any = None
     error: BaseException | None = None
@@ -28,7 +28,7 @@ class _Outcome:
         return result
 
     def report(self) -> None:
-        """Nobody has asked, and nobody can any more."""
+        """The result was never asked for, and can't be any more."""
         if (error := self.error) is not None:
             add_note(error, "it happened in the background, and nobody waited for the result")
             sys.excepthook(type(error), error, error.__traceback__)

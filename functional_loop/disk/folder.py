@@ -223,7 +223,7 @@ def left_over(folder: Path) -> list[Path]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file, so that it is in nobody's way and still there to be looked at."""
+    """Rename a damaged file, so that it is no longer loaded and can still be inspected."""
     aside = path.with_name(f"{path.name}.damaged")
     number = 1
     while os.path.lexists(aside):
@@ -233,6 +233,6 @@ def set_aside(path: Path) -> Path:
 
 
 def signature(path: Path) -> tuple[int, ...]:
-    """Differs when somebody else has written the file."""
+    """Differs when another process has written the file."""
     status = os.stat(path)
     return status.st_ino, status.st_size, status.st_mtime_ns

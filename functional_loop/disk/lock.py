@@ -50,11 +50,11 @@ _guard = threading.RLock()
 
 
 class FolderLock:
-    """The right of this process to write into ``folder``, until `release`, or until nobody refers to it any more.
+    """The right of this process to write into ``folder``, until `release`, or until it is no longer referenced.
 
     All locks of one folder in one process are one: threads take turns by ``with lock.writing:``. The operating system
     keeps it (``flock`` of a file ``.functional_loop.lock`` in the folder) and takes it away when the process ends,
-    however it ends, so that a process that was killed is in nobody's way. A forked process does not inherit it. No file
+    however it ends, so that a killed process blocks no other. A forked process does not inherit it. No file
     of others is written to or removed: neither one of that name, nor what a link of that name leads to.
 
     Where there are no locks, as on Windows and some network file systems, a ``UserWarning`` says that nothing keeps a
@@ -224,7 +224,7 @@ def _release(held: _Held) -> None:
             del _held[key]
         if held.descriptor is not None:
             with suppress(OSError):
-                # Removed before it is unlocked: nobody else can have locked it yet.
+                # Removed before it is unlocked: no other process can have locked it yet.
                 if _is_at(held.descriptor, held.path):
                     os.unlink(held.path)
             os.close(held.descriptor)

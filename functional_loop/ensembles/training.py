@@ -43,7 +43,7 @@ def train_members(ctx: Context, steps: int | None) -> Context:
 
 
 STRIDE = 20
-"""So many batches of a member are trained at a time, where nobody looks between them."""
+"""So many batches of a member are trained at a time, where no hook observes the boundaries between them."""
 
 
 class InTurn:
@@ -73,7 +73,7 @@ class InTurn:
         return combine_contexts([evolve(ctx, loop=self._loop) for ctx in self._members], self._ensemble)
 
     def walk(self) -> Iterator[None]:
-        """Take all members to the next boundary at which somebody may look, again and again."""
+        """Take all members to the next boundary that may be observed, again and again."""
         walks = {i: Walk(ctx) for i, ctx in enumerate(self._members) if ctx.stage != "end"}
         with ExitStack() as opened:
             for boundaries in walks.values():

@@ -9,7 +9,7 @@ from ..context import Context
 from ..rng import fold_in
 from ..step import StepInputs, Tensors
 from .compiled import CompiledStep, Ran
-from .stretch import Stretch, nobody_looks
+from .stretch import Stretch, is_unobserved
 
 
 class _Place(NamedTuple):
@@ -37,7 +37,7 @@ class CompiledStretch(Stretch):
 
     @staticmethod
     def can_train(step: CompiledStep, ctx: Context) -> bool:
-        return nobody_looks(ctx) and step.at_once
+        return is_unobserved(ctx) and step.at_once
 
     @property
     def batches(self) -> int:

@@ -19,7 +19,7 @@ from ..step import Differentiated, Step, Tensors
 from .fast_update import FastUpdate, with_others
 from .kernels import Write
 from .mover import Mover
-from .stretch import Stretch, nobody_looks
+from .stretch import Stretch, is_unobserved
 
 # Called with a function of no arguments.
 _call: Any = call
@@ -65,7 +65,7 @@ class InPlaceStretch(Stretch):
     @staticmethod
     def can_train(step: Step, ctx: Context) -> bool:
         return (
-            nobody_looks(ctx) and isinstance(step.updater, FastUpdate) and not step.at_once and not step.network.writes
+            is_unobserved(ctx) and isinstance(step.updater, FastUpdate) and not step.at_once and not step.network.writes
         )
 
     @property

@@ -1,4 +1,4 @@
-"""A stretch of batches between which nobody looks at the context, so that there need not be one."""
+"""Consecutive batches that no hook observes: no intermediate `Context` is built."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Stretch(ABC):
         return made.clone()
 
 
-def nobody_looks(ctx: Context) -> bool:
+def is_unobserved(ctx: Context) -> bool:
     """Whether the batches after ``ctx`` can be a stretch: no hook looks, none is skipped, each is a step."""
     loop = ctx.loop
     return (
