@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -12,6 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
+from ..agreement import gradients_differ, nudged, tolerance, update_differs
 from ..batch import Batch, copied
 from ..fast.drawn import Draw
 from ..fast.formulas import Formulas, Group, formulas
@@ -48,8 +49,9 @@ _graphs: WeakKeyDictionary[Loop, dict[Hashable, Kept | None]] = WeakKeyDictionar
 class CompiledMembersStep(MembersStep):
     """A `MembersStep` whose gradients and update are compiled, for every shape of batch and number of members.
 
-    Hyperparameters, counters and random numbers enter as tensors, so that a schedule compiles nothing. What can't be
-    compiled is done without it, with a warning that says why.
+    Hyperparameters, counters and random numbers enter as tensors, so that a schedule compiles nothing. What every graph
+    makes first is compared with what `MembersStep` makes. What can't be compiled, or computes something else when it
+    is, is done without it, with a warning that says why.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -67,12 +69,26 @@ class CompiledMembersStep(MembersStep):
         key = ("gradients", *params, *buffers, trainable, structure, *_forms(inputs))
         if key not in self._graphs:
             # The eager step finds what is wrong with the network, which parameters have gradients, and what is drawn.
-            with_grads = tuple(super().gradients(params, buffers, trainable, copied(batch), seeds).grads)
-            draws = self.draws(trainable, batch)
+            right = super().gradients(params, buffers, trainable, copied(batch), seeds)
+            with_grads, draws = tuple(right.grads), self.draws(trainable, batch)
             function = self._differentiation(params, buffers, trainable, structure, len(leaves), with_grads, draws)
-            self._graphs[key] = self._compiled(function, inputs, with_grads, draws)
+
+            def nearby() -> Gradients:
+                others = nudged(params, self._autocast[1])
+                return MembersStep.gradients(self, others, buffers, trainable, copied(batch), seeds)
+
+            def check(kept: Kept) -> str:
+                made = self._gradients_of(kept, inputs, params, buffers, seeds)
+                return gradients_differ(made, right, self._tolerance(params), nearby)
+
+            self._graphs[key] = self._compiled(function, inputs, with_grads, draws, check)
         if (kept := self._graphs[key]) is None:
             return super().gradients(params, buffers, trainable, batch, seeds)
+        return self._gradients_of(kept, inputs, params, buffers, seeds)
+
+    def _gradients_of(
+        self, kept: Kept, inputs: list[Tensor], params: Tensors, buffers: Tensors, seeds: Seeds
+    ) -> Gradients:
         made = kept.graph.run([*inputs, *self._draw(kept.draws, seeds)])
         n = 1 + len(buffers)
         grads = dict(zip(kept.names, made[n:]))
@@ -98,24 +114,45 @@ class CompiledMembersStep(MembersStep):
         given = [*(params[name] for name in names), *(grads[name] for name in names), *columns, *numbers]
         inputs = _contiguous(given)
         key = ("update", names, keys, rows, *_forms(inputs))
+
+        def of(kept: Kept) -> tuple[Tensors, Any]:
+            made = iter(kept.graph.run(inputs))
+            new_params = params | dict(zip(names, made))
+            counters = _counters(slots, params) if known.counts else {}
+            new_slots = dict(state["slots"])
+            for name in names:
+                step = {"step": counters[name]} if known.counts else {}
+                new_slots[name] = {**slots[name], **step, **{key: next(made) for key in keys[known.group[name]]}}
+                if not new_slots[name]:
+                    del new_slots[name]
+            return new_params, {"groups": state["groups"], "slots": new_slots}
+
+        def check(kept: Kept) -> str:
+            right = MembersStep.update(self, grads, state, params)
+            return update_differs(params, grads, of(kept), right, self._tolerance(params))
+
         if key not in self._graphs:
-            self._graphs[key] = self._compiled(_movement(known, names, keys, rows, len(numbers)), inputs, names, ())
-        if (kept := self._graphs[key]) is None:
-            return super().update(grads, state, params)
-        made = iter(kept.graph.run(inputs))
-        new_params = params | dict(zip(names, made))
-        counters = _counters(slots, params) if known.counts else {}
-        new_slots = dict(state["slots"])
-        for name in names:
-            step = {"step": counters[name]} if known.counts else {}
-            new_slots[name] = {**slots[name], **step, **{key: next(made) for key in keys[known.group[name]]}}
-            if not new_slots[name]:
-                del new_slots[name]
-        return new_params, {"groups": state["groups"], "slots": new_slots}
+            function = _movement(known, names, keys, rows, len(numbers))
+            self._graphs[key] = self._compiled(function, inputs, names, (), check)
+        kept = self._graphs[key]
+        return super().update(grads, state, params) if kept is None else of(kept)
+
+    def _tolerance(self, params: Tensors) -> float:
+        return tolerance(params.values(), self._autocast[1])
 
     def _compiled(
-        self, function: Function, inputs: list[Tensor], names: tuple[str, ...], draws: tuple[Draw, ...]
+        self,
+        function: Function,
+        inputs: list[Tensor],
+        names: tuple[str, ...],
+        draws: tuple[Draw, ...],
+        check: Callable[[Kept], str],
     ) -> Kept | None:
+        """The graph, or ``None`` where there can't be one.
+
+        Args:
+            check: says what it computes otherwise than the step that is not compiled.
+        """
         try:
             if any(draw.reads or len(draw.func._schema.returns) != 1 for draw in draws):
                 raise UncompilableError("the network draws random numbers in a way that depends on values")
@@ -127,7 +164,10 @@ class CompiledMembersStep(MembersStep):
                     stacklevel=2,
                 )
             examples = self._draw(draws, lambda: [0] * len(inputs[0]))
-            return Kept(compile_graph(function, [*inputs, *examples]), names, draws)
+            kept = Kept(compile_graph(function, [*inputs, *examples]), names, draws)
+            if difference := check(kept):
+                raise UncompilableError(f"when it is compiled it is another: {difference}")
+            return kept
         except UncompilableError as error:
             warnings.warn(
                 f"compile=True: a step of an ensemble is computed without compiling it, because {error}",

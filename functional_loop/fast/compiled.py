@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from operator import is_
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optree
 from torch import Tensor
 
-from ..agreement import gradients_differ, tolerance, update_differs
+from ..agreement import gradients_differ, nudged, step_differs, tolerance, update_differs
 from ..batch import Batch, copied
 from ..borrowed import State
 from ..rng import torch_seeded
-from ..step import Gradients, Step, StepInputs, Tensors, refuse_inference_mode
-from .drawn import Draw, Recording, StrangeDrawError, drawn
+from ..step import Gradients, Step, StepInputs, Tensors
+from .drawn import Draw, StrangeDrawError, drawn
+from .fitted import FittedStep
 from .formulas import Plan
 from .graphs import Graph, UncompilableError, compile_graph
 from .layouts import fit, layout
-from .traced import Case, Column, Program, TracedStep
+from .traced import Case, Column, Program
 
 if TYPE_CHECKING:
     from ..loop import Loop
-
-MANY_CASES = 8
-"""So many shapes of batches are compiled without a warning."""
 
 
 class Compiled(NamedTuple):
@@ -40,15 +37,6 @@ class Compiled(NamedTuple):
     """What is drawn before it runs."""
 
 
-class Made(NamedTuple):
-    """What a step made, in the layouts that the next one needs."""
-
-    plan: Plan | None = None
-    tensors: Column = ()
-    columns: Column = ()
-    counters: Sequence[Any] = ()
-
-
 class Ran(NamedTuple):
     """A step that was one graph, and what came out of it."""
 
@@ -58,7 +46,7 @@ class Ran(NamedTuple):
     made: list[Tensor]
 
 
-class CompiledStep(TracedStep):
+class CompiledStep(FittedStep):
     """A `Step` whose gradients and update are compiled: once for every shape of batch, set of trainable parameters and
     structure of the optimizer's state.
 
@@ -70,12 +58,7 @@ class CompiledStep(TracedStep):
 
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
-        whole = loop.with_loss()
-        tensors: Tensors = {**whole.params(), **whole.statistics()}
-        self._layouts = {name: layout(tensor.detach().clone()) for name, tensor in tensors.items()}
-        self._cases: list[Case] = []
         self._graphs: dict[Hashable, Compiled | None] = {}
-        self._made = Made()
         self.at_once = self._formulas is not None and loop.accumulate == 1 and not loop.hooks["after_backward"]
 
     def whole(self, given: StepInputs) -> tuple[Gradients, State]:
@@ -108,11 +91,11 @@ class CompiledStep(TracedStep):
 
         def check(compiled: Compiled) -> str:
             ran = Ran(case, plan, compiled, self._call(compiled, inputs, seed))
-            (found, new_state), (right, right_state) = self._whole_of(ran, given), self.eagerly(_kept(given))
-            by = self._tolerance(params)
-            return gradients_differ(found, right, by) or update_differs(
-                params, right.grads, (found.params, new_state), (right.params, right_state), by
-            )
+            made, right = self._whole_of(ran, given), self.eagerly(_kept(given))
+            return step_differs(params, made, right, self._tolerance(params), nearby)
+
+        def nearby() -> tuple[Gradients, State]:
+            return self.eagerly(_kept(given)._replace(params=nudged(params, self.autocast_dtype)))
 
         compiled = self._graph((case, plan), lambda: self._whole_program(case, plan), inputs, check)
         return None if compiled is None else Ran(case, plan, compiled, self._call(compiled, inputs, seed))
@@ -162,8 +145,11 @@ class CompiledStep(TracedStep):
             return Gradients(loss, tree, new_params, new_buffers, dict(zip(case.with_grads, grads)))
 
         def check(compiled: Compiled) -> str:
-            right = Step.gradients(self, params, buffers, trainable, copied(batch), seed, False)
-            return gradients_differ(of(compiled), right, self._tolerance(params))
+            def eagerly(params: Tensors) -> Gradients:
+                return Step.gradients(self, params, buffers, trainable, copied(batch), seed, False)
+
+            right, by = eagerly(params), self._tolerance(params)
+            return gradients_differ(of(compiled), right, by, lambda: eagerly(nudged(params, self.autocast_dtype)))
 
         compiled = self._graph(case, lambda: self._gradients_program(case), inputs, check)
         return of(compiled) if compiled else super().gradients(params, buffers, trainable, batch, seed, probe)
@@ -203,10 +189,6 @@ class CompiledStep(TracedStep):
             if compiled := self._graph(plan, lambda: self._update_program(plan), inputs, check):
                 return of(compiled)
         return eagerly()
-
-    def release(self) -> None:
-        super().release()
-        self._made = Made()
 
     # Graphs, each compiled once.
 
@@ -261,33 +243,6 @@ class CompiledStep(TracedStep):
             made[i] = fit(made[i], self._layouts[compiled.owners[i]], compiled.owners[i])
         return made
 
-    # What graphs are run on: tensors in the layouts for which they were compiled.
-
-    def _case(
-        self, params: Tensors, buffers: Tensors, trainable: tuple[str, ...], batch: Batch, seed: int, probe: bool
-    ) -> tuple[Case, list[Any]]:
-        """What the gradients of ``batch`` are compiled for, and its tensors."""
-        tree: Any = (batch.x, batch.y)
-        leaves, structure = optree.tree_flatten(tree)
-        layouts = [layout(leaf) for leaf in leaves]
-        for case in self._cases:
-            if case.layouts == layouts and case.structure == structure and case.trainable == trainable:
-                if probe:
-                    refuse_inference_mode()
-                return case, leaves
-        # The eager step finds what is wrong with the network, and which parameters have gradients.
-        with Recording(seed) as recording:
-            grads = super().gradients(params, buffers, trainable, copied(batch), seed, probe=True).grads
-        self._cases.append(Case(trainable, structure, layouts, tuple(grads), recording))
-        if len(self._cases) == MANY_CASES + 1:
-            warnings.warn(
-                f"compile=True: batches, or sets of trainable parameters, of more than {MANY_CASES} shapes, each of "
-                "which is compiled; pad batches to a few shapes",
-                UserWarning,
-                stacklevel=2,
-            )
-        return self._cases[-1], leaves
-
     def _network_tensors(
         self, compiled: Compiled, params: Tensors, made: list[Tensor]
     ) -> tuple[Tensors, Tensors, Column]:
@@ -296,55 +251,10 @@ class CompiledStep(TracedStep):
         m = n + len(self._buffer_names)
         return params | dict(zip(compiled.params, made)), dict(zip(self._buffer_names, made[n:m])), made[m:]
 
-    def _new_state(
-        self, plan: Plan, params: Tensors, buffers: Tensors, state: State, made: Column
-    ) -> tuple[State, Column]:
-        """The optimizer's state after a step that made columns, counters, and what else is returned."""
-        assert self._formulas is not None
-        n = len(plan.columns)
-        m = n + len(plan.heads) * self._formulas.counts
-        state = self._formulas.state(plan, state, made[:n], made[n:m])
-        counters = self._formulas.counters(plan, state)
-        self._made = Made(plan, self._in_order(params, buffers), made[:n], counters)
-        return state, made[m:]
-
-    def _in_order(self, params: Tensors, buffers: Tensors) -> list[Tensor]:
-        return [*map(params.__getitem__, self._names), *map(buffers.__getitem__, self._buffer_names)]
-
-    def _tensors(self, params: Tensors, buffers: Tensors) -> Column:
-        tensors = self._in_order(params, buffers)
-        return (
-            tensors if _same(tensors, self._made.tensors) else self._fit((*self._names, *self._buffer_names), tensors)
-        )
-
-    def _columns(self, plan: Plan, state: State) -> Column:
-        assert self._formulas is not None
-        columns = self._formulas.columns(plan, state)
-        return columns if _same(columns, self._made.columns) else self._fit([name for name, _ in plan.columns], columns)
-
-    def _plan(self, with_grads: tuple[str, ...], state: State) -> Plan:
-        assert self._formulas is not None
-        last = self._made.plan
-        if (
-            last is not None
-            and last.names == with_grads
-            and last.slots == self._formulas.slots(state)
-            and _same(self._formulas.counters(last, state), self._made.counters)
-        ):
-            return last
-        return self._formulas.plan(with_grads, state)
-
     def _tolerance(self, params: Tensors) -> float:
         return tolerance(params.values(), self.autocast_dtype)
-
-    def _fit(self, names: Iterable[str], tensors: Iterable[Tensor]) -> Column:
-        return [fit(tensor, self._layouts[name], name) for name, tensor in zip(names, tensors, strict=True)]
 
 
 def _kept(given: StepInputs) -> StepInputs:
     """The same for a step that may write to its batch, and is not the first one."""
     return given._replace(batch=copied(given.batch), probe=False)
-
-
-def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
-    return len(some) == len(others) and all(map(is_, some, others))

@@ -184,7 +184,9 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._strange = f"{func} draws from a generator that it is given"
         if before == self._now.setdefault(device, _seeded_state(device, self._seed)):
             self._now[device] = _state(device)
-        elif not draw.reads:
+        elif draw.reads or any(earlier.reads for earlier in self.draws):
+            self._strange = "it draws random numbers that depend on values, and draws some again"
+        else:
             earlier = next((i for i, state in enumerate(self._before) if state == before), None)
             if earlier is None or self.draws[earlier][:3] != draw[:3]:
                 self._strange = "it sets the state of torch's generator"

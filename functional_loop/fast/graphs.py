@@ -146,12 +146,20 @@ def _trace(flat: _Flattened, inputs: list[Tensor]) -> GraphModule:
         with torch.backends.mkldnn.flags(enabled=False):
             module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
-        raise UncompilableError(f"it can't be traced ({_brief(error)})") from error
+        why = _BY_VALUES if type(error).__name__ in _DATA_DEPENDENT else _brief(error)
+        raise UncompilableError(f"it can't be traced ({why})") from error
     if draws.put_back():
         raise UncompilableError("it draws from random or numpy, which a graph would do only once")
     if not all(leaf is ... or isinstance(leaf, (str, int, float, bool, type(None))) for leaf in flat.leaves):
         raise UncompilableError("the network returns something that is neither a tensor nor a plain value")
     return module
+
+
+_DATA_DEPENDENT = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException"}
+_BY_VALUES = (
+    "values of tensors decide what is computed, as in an if, in .item(), in x[mask], or in what torch.distributions "
+    "checks without validate_args=False"
+)
 
 
 def _lift(module: GraphModule) -> list[Tensor]:
