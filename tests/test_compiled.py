@@ -318,9 +318,11 @@ def refuse(*args: Any) -> graphs.Code:
 def test_a_graph_that_cannot_be_kept_is_used_with_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     monkeypatch.setattr(graph_cache, "cache_folder", lambda: tmp_path / "a file" / "no folder")
+    monkeypatch.setattr(graph_cache, "load", lambda library: lambda tensors: [2 * tensors[0]])
     with pytest.warns(UserWarning, match="can't be kept in .* compiled again in every process"):
-        compiled, eager = both(make_loop(network=nn.Linear(3, 2), train=fl.batches(*data(3), batch_size=5)))
-    assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
+        code = graph_cache.keep("key", tmp_path / "graph.so", False, lambda run: run([torch.ones(3)]))
+    assert torch.equal(code.run([torch.ones(3)])[0], torch.full((3,), 2.0))
+    assert code.layouts == [layout(torch.ones(3))]
 
 
 def test_without_a_compiler_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,6 +446,21 @@ def test_what_is_computed_again_in_the_backward_pass_draws_the_same_again(traced
     assert all(torch.equal(grad, y_hat.sum(0)) for _, (y_hat, grad) in found)
 
 
+class DrawingAgainByValue(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        def noisy(x: Tensor) -> Tensor:
+            return torch.bernoulli(x.detach().sigmoid()) * x
+
+        made: Tensor = checkpoint(noisy, super().forward(x), use_reentrant=False)
+        return made
+
+
+class Distribution(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = torch.distributions.Normal(super().forward(x), 1.0).rsample()
+        return made
+
+
 class SettingTheGenerator(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         first = torch.rand_like(x)
@@ -451,10 +468,60 @@ class SettingTheGenerator(nn.Linear):
         return super().forward(x + first + torch.rand_like(x))
 
 
-def test_a_network_that_sets_the_generator_is_not_compiled(traced: list[int]) -> None:
-    with pytest.warns(UserWarning, match="because it sets the state of torch's generator"):
-        compiled, eager = both(make_loop(network=SettingTheGenerator(3, 2), train=fl.batches(*data(3), batch_size=5)))
+@pytest.mark.parametrize(
+    ("cls", "why"),
+    [
+        (SettingTheGenerator, "it sets the state of torch's generator"),
+        (DrawingAgainByValue, "it draws random numbers that depend on values, and draws some again"),
+        (Distribution, "values of tensors decide what is computed, .* validate_args=False"),
+    ],
+)
+def test_what_is_drawn_in_other_ways_is_not_compiled(traced: list[int], cls: Any, why: str) -> None:
+    with pytest.warns(UserWarning, match=why):
+        compiled, eager = both(make_loop(network=cls(3, 2), train=fl.batches(*data(3), batch_size=5)))
     assert fl.digest(compiled) == fl.digest(eager)
+
+
+def test_a_first_step_that_is_computed_twice_is_drawn_once(traced: list[int]) -> None:
+    plain, drawing = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
+    for network in (plain, drawing):
+        fl.train(fl.init(noisy_loop_of(network)), steps=1)
+    assert traced[1] == traced[0] + 1
+
+
+MAGNIFYING: dict[str, tuple[Any, dict[str, Any]]] = {
+    "chaotic": (lambda y_hat, y: torch.sin(1e7 * y_hat).mean(), {}),
+    "no gradient": (lambda y_hat, y: y_hat.softmax(1).sum(), {}),
+    "small moves": (nn.functional.cross_entropy, {"optimizer": fl.optimizer(torch.optim.AdamW, lr=1e-8)}),
+    "not finite": (lambda y_hat, y: nn.functional.cross_entropy(y_hat, y) * float("nan"), {}),
+}
+
+
+@pytest.mark.parametrize("kind", MAGNIFYING)
+def test_graphs_of_steps_that_magnify_rounding_errors_are_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    """Here the graph computes as if its inputs were rounded up."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    used: list[int] = []
+
+    def compiled(module: torch.fx.GraphModule, inputs: list[Tensor], draws: bool, key: str) -> graphs.Code:
+        def run(tensors: list[Tensor]) -> Any:
+            used.append(len(tensors))
+            up = [t.nextafter(torch.tensor(9.0)) if t.is_floating_point() and t.dim() else t for t in tensors]
+            return module(*up)
+
+        return graphs.Code(run, draws, list(map(layout, run(inputs))))
+
+    monkeypatch.setattr(graphs, "_ahead_of_time", compiled)
+    loss, changes = MAGNIFYING[kind]
+    with fl.seeded(0):
+        network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    loop = make_loop(network=network, loss=loss, train=fl.batches(*data(3), batch_size=5), compile=True, **changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fl.train(fl.init(loop), steps=3)
+    assert len(used) > 3
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 import functional_loop as fl
 from functional_loop.callbacks import lr_one_cycle, lr_step
 from functional_loop.ensembles import compiled_members
+from functional_loop.fast import graphs
+from functional_loop.fast.layouts import layout
 from functional_loop.record import leaves_with_paths
 from tests.processes import in_a_fresh_process
 from tests.sample_loops import data, make_loop, mlp
@@ -131,6 +134,32 @@ def test_every_member_draws_the_random_numbers_of_its_eager_run() -> None:
     assert fl.digest(fl.train(fl.load_state_dict(start, half))) == fl.digest(fl.train(start))
     alone = fl.stack([fl.init(start.loop, seed) for seed in (1, 2)], mode="vectorised")
     torch.testing.assert_close(fl.train(alone).last_loss, compiled[-1].last_loss[1:], rtol=1e-4, atol=1e-6)
+
+
+def test_a_graph_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each of its results in turn, for one member."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    eager, results, i = fl.digest(fl.train(ensemble(False, network=shallow), steps=1)), 1, 0
+    while i < results:
+
+        def compiled(module: torch.fx.GraphModule, inputs: list[Tensor], draws: bool, key: str) -> graphs.Code:
+            nonlocal results
+
+            def run(tensors: list[Tensor], i: int = i) -> Any:
+                made = [tensor.clone() for tensor in module(*tensors)]
+                made[i % len(made)][1] *= 1.02
+                return made
+
+            made = run(inputs)
+            results = max(results, len(made))
+            return graphs.Code(run, draws, list(map(layout, made)))
+
+        monkeypatch.setattr(graphs, "_ahead_of_time", compiled)
+        with pytest.warns(UserWarning, match="without compiling it, because when it is compiled it is another: "):
+            end = fl.train(ensemble(True, network=shallow), steps=1)
+        assert fl.digest(end) == eager, f"result {i} of {results}"
+        i += 1
+    assert results > 5
 
 
 def test_draws_that_depend_on_values_are_not_compiled_and_say_so() -> None:
