@@ -33,6 +33,7 @@ MORE_SAMPLERS: dict[str, Callable[[Tensor], Tensor]] = {
     "gumbel": lambda x: F.gumbel_softmax(x, dim=-1),
     "channels": lambda x: torch.randn_like(x[None], memory_format=torch.channels_last),
     "of a constant": lambda x: F.dropout(torch.ones(3, 5), 0.5) * torch.rand_like(torch.ones(3, 5)),
+    "of an expanded tensor": lambda x: torch.bernoulli(x.sigmoid()[:1, :, :1].expand(3, -1, 5)),
     "in half precision": lambda x: torch.randn(7, dtype=torch.float16),
     "of no rows": lambda x: torch.rand(0, 3).sum() + torch.randn(()),
     "one row": lambda x: torch.randperm(5)[:1] + torch.randint(1, 9, (1,)),

@@ -90,12 +90,13 @@ class Trial:
         def solo(params: Tensors, buffers: Tensors, rows: Batch, seed: int, probe: bool) -> Gradients:
             return self._step.gradients(params, buffers, trainable, rows, seed, probe)
 
-        asks = _AsksForGradients()
+        # The network may write to the batch.
+        asks, original = _AsksForGradients(), copied(batch)
         right, draws = self._alone(solo, batch, "training", asks)
 
         def differ(made: Gradients, expected: Gradients, member: int) -> str:
             def nearby() -> Gradients:
-                params, buffers, rows = self._of_member(batch, member)
+                params, buffers, rows = self._of_member(original, member)
                 return solo(nudged(params, self._loop.autocast), buffers, copied(rows), self._seeds[member], False)
 
             return gradients_differ(made, expected, self._tolerance, nearby)
@@ -184,10 +185,10 @@ class _AsksForGradients(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if func in _HOOKS or (made is True and func == Tensor.requires_grad.__get__):  # type: ignore[attr-defined]
-            self.found = (
-                "registers a hook of a gradient" if func in _HOOKS else "asks whether a tensor requires gradients"
-            )
+        if func in _HOOKS:
+            self.found = "registers a hook of a gradient"
+        elif made is True and func == Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
+            self.found = "asks whether a tensor requires gradients"
         return made
 
 

@@ -32,7 +32,12 @@ class Blank(NamedTuple):
         return torch.empty_strided(shape, strides, dtype=self.dtype, device=self.device)
 
     def filled(self, values: Tensor) -> Tensor:
-        return values if values.stride() == self.strides else self.empty().copy_(values)
+        if values.stride() == self.strides:
+            return values
+        # What has been expanded can't be written to.
+        once = self._replace(shape=tuple(size if stride else 1 for size, stride in zip(self.shape, self.strides)))
+        rows = values[tuple(slice(size) for size in once.shape)]
+        return once.empty().copy_(rows).expand(self.shape)
 
 
 class Draw(NamedTuple):
