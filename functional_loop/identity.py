@@ -158,7 +158,7 @@ def compare(saved: Any, here: Any, path: str = "") -> Iterator[Difference]:
     elif isinstance(saved, list) and isinstance(here, list) and len(saved) == len(here):
         for i, (a, b) in enumerate(zip(saved, here, strict=True)):
             yield from compare(a, b, f"{path}/{i}")
-    elif saved != here or type(saved) is not type(here):
+    elif type(saved) is not type(here) or (saved is not here if isinstance(saved, Tensor) else saved != here):
         yield Difference(path, f"{_short(saved)} in what was saved, {_short(here)} here")
 
 

@@ -91,8 +91,10 @@ def decode(node: Any) -> Any:
 def _sparse(parts: Any) -> torch.Tensor:
     try:
         size, coalesced = parts["shape"], parts["coalesced"]
+        if parts["indices"].dtype is not torch.int64 or type(coalesced) is not bool:
+            raise TypeError("its indices are no integers, or it does not say whether it is coalesced")
         return torch.sparse_coo_tensor(
             parts["indices"], parts["values"], size, is_coalesced=coalesced, check_invariants=True
         )
-    except (LookupError, TypeError, RuntimeError, OverflowError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"this is not a sparse tensor: {error}") from error

@@ -223,11 +223,14 @@ def _loaded(ctx: Context, sd: StateDict) -> Context:
 def _load_members(ctx: Context, sd: StateDict, strict: bool, allow: Patterns) -> Context:
     members, saved = unstack(ctx) if ctx.ensemble is not None else [], sd.get("members", ())
     if ctx.ensemble is None or not isinstance(saved, list) or len(saved) != len(members):
-        line = f"members: {len(saved) or 'none'} in what was saved, {len(members) or 'none'} here"
+        found = len(saved) if isinstance(saved, (list, tuple)) else f"{saved!r:.100}"
+        line = f"members: {found or 'none'} in what was saved, {len(members) or 'none'} here"
         raise StateDictError("the state dict does not belong to this context:", [line])
     mode, batch_hooks = _ensemble_of(sd)
+    with _malformed_refused():
+        states = member_states(sd)
     loaded = []
-    for i, (member, own) in enumerate(zip(members, member_states(sd), strict=True)):
+    for i, (member, own) in enumerate(zip(members, states, strict=True)):
         with noting(lambda i=i: f"in member {i} of an ensemble"):  # type: ignore[misc]
             loaded.append(load_state_dict(member, own, strict=strict, allow=allow))
     return stack(loaded, mode, batch_hooks)

@@ -46,6 +46,8 @@ def export(file: Path, out: Path) -> int:
             )
     except (FunctionalLoopError, OSError) as error:
         raise UsageError(str(error)) from None
+    except (LookupError, TypeError) as error:
+        raise UsageError(f"{file} is no checkpoint of a run: {type(error).__name__}: {error}") from None
     _write(state, out)
     print(f"{out}: {len(state['network'])} tensors, after step {state['global_step']}")
     return 0

@@ -58,8 +58,8 @@ def _grow(tree: Tree, node: Any) -> None:
             inside = f", {size(nbytes)}" if (nbytes := _bytes(child)) else ""
             _grow(tree.add(f"{name}  ({len(child)}{inside})"), child)
         elif isinstance(child, Tensor):
-            value = f" = {child.item()}" if child.numel() == 1 else ""
-            tree.add(f"{name}  {describe(child)}  {size(child.nbytes)}{value}")
+            value = f" = {child.item()}" if child.numel() == 1 and not child.is_sparse else ""
+            tree.add(f"{name}  {describe(child)}  {size(_bytes(child))}{value}")
         else:
             tree.add(f"{name}  {child!r}")
     if len(children) > len(shown):
@@ -68,7 +68,7 @@ def _grow(tree: Tree, node: Any) -> None:
 
 def _bytes(node: Any) -> int:
     if isinstance(node, Tensor):
-        return node.nbytes
+        return node._indices().nbytes + node._values().nbytes if node.is_sparse else node.nbytes
     if isinstance(node, dict):
         return sum(map(_bytes, node.values()))
     return sum(map(_bytes, node)) if isinstance(node, (list, tuple)) else 0

@@ -55,7 +55,8 @@ class Entry:
         if type(state) is not dict:
             raise CheckpointError(f"{self.path} is no checkpoint of a run: it holds no state dict")
         metadata = self._checked(metadata)
-        if any(metadata.get(name) != value for name, value in _also_in_metadata(state).items()):
+        also = _also_in_metadata(state)
+        if any(type(metadata.get(name)) is not type(also[name]) or metadata.get(name) != also[name] for name in also):
             raise CheckpointError(f"{self.path} is no checkpoint of a run: state and metadata contradict each other")
         return state, metadata
 
@@ -86,8 +87,8 @@ def _also_in_metadata(state: dict[str, Any]) -> dict[str, Any]:
     if "members" not in state:
         return {name: state.get(name) for name in ("seed", *PLACE)} | {"members": None}
     members = state["members"]
-    seeds = [m.get("seed") if isinstance(m, dict) else None for m in members] if isinstance(members, list) else []
-    return {"members": seeds}
+    found = [m.get("seed") if isinstance(m, dict) else None for m in members] if isinstance(members, list) else []
+    return {"members": [seed if type(seed) is int else None for seed in found]}
 
 
 @attrs.frozen

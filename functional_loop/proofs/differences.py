@@ -76,6 +76,8 @@ def _compare(a: Any, b: Any, path: str) -> Iterator[Difference]:
 def _children(node: Any) -> dict[str, Any] | None:
     if isinstance(node, dict):
         return node
+    if isinstance(node, Tensor) and node.is_sparse:
+        return {"indices": node._indices(), "values": node._values(), "shape": list(node.shape)}
     return {str(i): value for i, value in enumerate(node)} if isinstance(node, (list, tuple)) else None
 
 
@@ -113,7 +115,8 @@ def describe(tensor: Tensor) -> str:
     >>> describe(torch.zeros(2, 3))
     'float32[2, 3]'
     """
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    sparse = "sparse " if tensor.is_sparse else ""
+    return f"{sparse}{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _short(value: Any) -> str:

@@ -18,6 +18,7 @@ from ..identity import malformed_at
 from ..loop import Loop
 from ..migrations import migrate
 from ..place import Place
+from ..plain import decode
 from ..record import evolve
 from ..stages import BOUNDARIES, Callback
 from ..state import StateDict, load_state_dict, member_states, start_of, state_dict
@@ -195,6 +196,7 @@ def _checked(state: StateDict) -> StateDict:
         raise ValueError("; ".join(found[:3]))
     if state["stage"] not in ("", *BOUNDARIES):
         raise ValueError(f"stage {state['stage']!r:.100}")
+    decode(state)  # of a sparse tensor the parts may not be those of one
     return state
 
 
@@ -205,7 +207,7 @@ def _nonsense_refused(file: Path) -> Iterator[None]:
         yield
     except StateDictError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{file} is no checkpoint of a run: {type(error).__name__}: {error}") from error
 
 
