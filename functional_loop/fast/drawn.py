@@ -61,7 +61,8 @@ class Draw(NamedTuple):
             given: tensors for `reads`, by the names of the arguments.
         """
         given = given or {}
-        names = [argument.name for argument in self.func._schema.arguments]
+        # Reading the schema takes as long as a small draw.
+        names = [argument.name for argument in self.func._schema.arguments] if given else [""] * len(self.args)
         args = [_filled(value, given.get(name)) for name, value in zip(names, self.args)]
         kwargs = {name: _filled(value, given.get(name)) for name, value in self.kwargs.items()}
         if generator is None:
