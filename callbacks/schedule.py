@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
@@ -64,6 +65,9 @@ def schedule_of(cls: Callable[..., Any], **arguments: Any) -> Schedule:
 
 def _taken(scheduler: Any, optimizer: StandIn, groups: Groups) -> tuple[Groups, State]:
     new, beside = optimizer.split(groups)
+    for i, group in enumerate(new):
+        if isinstance(lr := group.get("lr"), float) and not math.isfinite(lr):
+            raise ValueError(f"{type(scheduler).__name__} makes the lr of group {i} {lr!r}: a rate is a finite number")
     return new, {"scheduler": to_plain(scheduler.state_dict()), "groups": beside}
 
 
