@@ -6,15 +6,30 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context
+from ..mentions import mentions_of_class
 from ..stages import STAGES, Callback
 from . import slots
 from .mirror import Mirror
-from .view import ContextView
+from .view import WRITABLE, ContextView
 
 if TYPE_CHECKING:
     from .callback_set import CallbackSet
 
 _EVALUATING = ("batch_valid_begin", "batch_valid_end", "valid_end")
+
+
+_PARTS = {"network", "optimizer", "params", "buffers", "grads", "y_hats", "batch", "param_groups"}
+
+
+def _changes_training(cls: type) -> bool:
+    """Whether methods write to fields of ``self.ctx``, or to tensors or parameter groups in place."""
+    own = mentions_of_class(cls)
+    in_place = own.writes_in_place or "load_state_dict" in own.names
+    return (
+        not own.rebound.isdisjoint({*WRITABLE, "grad", "data", "requires_grad"})
+        or (in_place and not own.names.isdisjoint(_PARTS))
+        or (bool(own.changed) and "param_groups" in own.names)
+    )
 
 
 class Adapter:
@@ -53,7 +68,9 @@ class Adapter:
 
     def _replays(self, keeps_state: bool) -> bool:
         declared = self.callback.replays
-        return declared if declared is not None else keeps_state and not self.callback.volatile
+        if declared is not None:
+            return declared
+        return not self.callback.volatile and (keeps_state or _changes_training(type(self.callback)))
 
     def _hook(self, stage: str, ctx: Context) -> Context:
         slot = ctx.callbacks[self.id]

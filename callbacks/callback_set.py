@@ -31,9 +31,10 @@ class CallbackSet:
         ctx: the `ContextView`, or ``None``.
         volatile: its state is not the same in every run (a clock's, say): it is kept over restarts, but is no part of
             the digest and identity of a run.
-        replays: whether a replay of a run calls it. By default one that keeps a state is called, so that states can be
-            compared, and one that keeps none is not, because all it does is done to the world. ``True`` is for one
-            that keeps none and changes training, ``False`` for one whose effects must not be repeated.
+        replays: whether it has a part in the result: a replay of the run calls it, and a run without it is another. By
+            default one that keeps a state has, or whose methods write to ``self.ctx``; all that others do is done to
+            the world. ``True`` is for one that changes training by other ways, ``False`` for one whose effects must
+            not be repeated.
         whole: of an ensemble it runs once, for effects (a checkpoint, a display), and is given the stacked context of
             all members, see `Callback`; others run for every member.
         vectorises: its methods at the stages of a batch use no values of tensors and neither ``ctx.network`` nor

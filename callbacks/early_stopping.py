@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..comparing import compare
 from ..context import Context
 from ..errors import StateDictError
 from ..record import evolve
@@ -24,7 +25,8 @@ def early_stopping(
     It decides in ``valid_end`` by setting ``terminate``; an epoch that does not evaluate counts for nothing, a score
     that is NaN is no improvement. With ``restore_best_weights`` the parameters and buffers of the best evaluation come
     back in ``end``, however the run ends, after the other callbacks of that stage (weight 1000). State:
-    ``{"measure", "best_score", "best_epoch", "stagnation", "params", "buffers"}``.
+    ``{"measure", "best_score", "best_epoch", "stagnation", "params", "buffers"}``, and ``"stopped"`` where it ended the
+    run.
 
     Args:
         patience: evaluations without improvement after which training ends, at least 1.
@@ -37,11 +39,13 @@ def early_stopping(
     Raises:
         ValueError: an argument that can't work; in `init`: no validation data, no such measure, or one of which neither
             high nor low is better.
-        StateDictError: when a run is continued that watched another measure, or kept no weights to restore.
+        StateDictError: when a run is continued that watched another measure, or kept no weights to restore. Where that
+            is allowed (``"callbacks/early_stopping"``), it starts afresh.
 
     Resuming:
         Best score, best weights and stagnation are part of the context: a resumed run stops where an uninterrupted one
-        does, with the same weights. A run that it ended is over: it trains no further epoch, whatever ``epochs`` is.
+        does, with the same weights. A run that it ended goes on with more ``patience``, from its last ``epoch_end``,
+        as it would have with that from the beginning; else it trains no further epoch, whatever ``epochs`` is.
 
     Mirrors R's ``CallbackSetEarlyStopping`` (mlr3torch); Prechelt, "Early Stopping - But When?", 1998.
 
@@ -85,24 +89,42 @@ def early_stopping(
             best = {"best_score": score, "best_epoch": ctx.epoch, "stagnation": 0, **weights}
             return ctx.with_callback_state(id, {**slot, **best})
         stagnation = slot["stagnation"] + 1
-        ctx = ctx.with_callback_state(id, {**slot, "stagnation": stagnation})
-        return evolve(ctx, terminate=True) if stagnation >= patience else ctx
+        stops = stagnation >= patience and not ctx.terminate
+        slot = {**slot, "stagnation": stagnation, **({"stopped": True} if stops else {})}
+        ctx = ctx.with_callback_state(id, slot)
+        return evolve(ctx, terminate=True) if stops else ctx
 
     def restore(ctx: Context) -> Context:
         slot = ctx.callbacks[id]
-        if not restore_best_weights or slot["best_epoch"] is None:
+        if slot["best_epoch"] is None:
             return ctx
         names = ("params", "buffers", "optimizer_state")
         return evolve(ctx, **{name: slot[name] for name in names if name in slot})
 
-    def check(ctx: Context) -> Context:
-        slot, here = ctx.callbacks[id], watched("early_stopping", ctx.loop, measure).id
-        if slot["measure"] != here:
-            line = f"measure: {slot['measure']!r} in what was saved, {here!r} here"
-            raise StateDictError(f"callback {id!r} can't continue with the best score of another measure:", [line])
-        if restore_best_weights and slot["best_epoch"] is not None and slot["params"] == ():
-            line = "restore_best_weights: False in what was saved, True here"
-            raise StateDictError(f"callback {id!r} has no best weights to restore:", [line])
-        return ctx
+    def fits(ctx: Context) -> tuple[StateDictError | None, Context]:
+        slot, fresh = ctx.callbacks[id], start(ctx)
+        if found := [*compare(slot["measure"], fresh["measure"], "measure")]:
+            message = f"callback {id!r} can't continue with the best score of another measure:"
+        elif restore_best_weights and slot["best_epoch"] is not None and slot["params"] == ():
+            found = [*compare(False, True, "restore_best_weights")]
+            message = f"callback {id!r} has no best weights to restore:"
+        else:
+            return None, ctx
+        return StateDictError(message, found), ctx.with_callback_state(id, fresh)
 
-    return Callback(id, init=start, weight=1000, kind="early_stopping", resume=check, valid_end=decide, end=restore)
+    def reopens(slot: dict[str, Any]) -> dict[str, Any] | None:
+        if not slot.get("stopped"):
+            return slot
+        return None if slot["stagnation"] >= patience else {k: v for k, v in slot.items() if k != "stopped"}
+
+    return Callback(
+        id,
+        init=start,
+        weight=1000,
+        kind="early_stopping",
+        exempt=("patience",),
+        fits=fits,
+        reopens=reopens,
+        valid_end=decide,
+        end=restore if restore_best_weights else None,
+    )

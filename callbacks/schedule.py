@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..borrowed import copied, plain
+from ..comparing import compare
 from ..context import Context
 from ..errors import StateDictError, noting
-from ..identity import compare
 from ..loop import Loop
 from ..record import evolve, tree_map
+from ..settings import settings_of
 from ..stages import Callback, when
 from .checks import check_choice
 from .windows import updates
@@ -55,6 +55,18 @@ class Schedule:
         scheduler.step(*scores)
         return _taken(scheduler, optimizer, groups)
 
+    def resettled(self, loop: Loop, groups: Groups, state: State) -> State:
+        """The state of the schedule as it is made here, at the place that ``state`` has reached."""
+        optimizer = StandIn(groups)
+        optimizer.show(groups, state["groups"])
+        fresh = to_plain(self.build(optimizer, loop).state_dict())
+        reached = {key: value for key, value in state["scheduler"].items() if key in _REACHED}
+        return {"scheduler": {**fresh, **reached}, "groups": optimizer.split(groups)[1]}
+
+
+_REACHED = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i")
+"""What of the state of torch's schedulers says how far they are."""
+
 
 def schedule_of(cls: Callable[..., Any], **arguments: Any) -> Schedule:
     """The schedule of a scheduler class and its arguments."""
@@ -65,9 +77,6 @@ def schedule_of(cls: Callable[..., Any], **arguments: Any) -> Schedule:
 
 def _taken(scheduler: Any, optimizer: StandIn, groups: Groups) -> tuple[Groups, State]:
     new, beside = optimizer.split(groups)
-    for i, group in enumerate(new):
-        if isinstance(lr := group.get("lr"), float) and not math.isfinite(lr):
-            raise ValueError(f"{type(scheduler).__name__} makes the lr of group {i} {lr!r}: a rate is a finite number")
     return new, {"scheduler": to_plain(scheduler.state_dict()), "groups": beside}
 
 
@@ -172,6 +181,10 @@ def schedule_callback(
     """
     check_choice(kind, "step_on", step_on, ("epoch", "batch"))
 
+    built = settings_of(schedule.build)
+    made_with = {"step_on": step_on, **built, **built.get("arguments", {})}
+    made_with.pop("arguments", None)
+
     def settings(ctx: Context) -> State:
         return {"step_on": step_on, **schedule.settings(ctx.loop)}
 
@@ -199,13 +212,15 @@ def schedule_callback(
         optimizer_state = {**ctx.optimizer_state, "groups": groups}
         return evolve(ctx.with_callback_state(id, state), optimizer_state=optimizer_state)
 
-    def compare_settings(ctx: Context) -> Context:
+    def fits(ctx: Context) -> tuple[StateDictError | None, Context]:
         state = ctx.callbacks[id]
-        if state != () and (differences := list(compare(state["settings"], settings(ctx)))):
-            raise StateDictError(f"callback {id!r} can't continue a schedule of other settings:", differences)
-        return ctx
+        if state == () or not (found := [*compare(state["settings"], settings(ctx))]):
+            return None, ctx
+        new = schedule.resettled(ctx.loop, ctx.optimizer_state["groups"], state)
+        error = StateDictError(f"callback {id!r} can't continue a schedule of other settings:", found)
+        return error, ctx.with_callback_state(id, {"settings": settings(ctx), **new})
 
     hooks: dict[str, Any] = {"batch_end": when(updates, advance)} if step_on == "batch" else {"epoch_end": advance}
     if score is not None:
         hooks = {"epoch_end": when(lambda ctx: ctx.loop.evaluates(ctx.epoch), advance)}
-    return Callback(id, init=try_out, kind=kind, resume=compare_settings, source=schedule, begin=start, **hooks)
+    return Callback(id, init=try_out, kind=kind, settings=made_with, fits=fits, source=schedule, begin=start, **hooks)

@@ -149,6 +149,11 @@ class BatchSource(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a saved run to continue on this source: plain values only."""
 
+    def sample(self) -> dict[str, str]:
+        """A hash of some rows that are spread over the data, if they can be known: ``rows`` as they are in memory,
+        or ``samples`` that are computed."""
+        return {}
+
     def __len__(self) -> int:
         if self.expected_length is None:
             raise TypeError("the number of batches per epoch is unknown")

@@ -46,6 +46,9 @@ class FirstBatches(BatchSource):
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "first batches", "length": self.number, "of": self.source.fingerprint()}
 
+    def sample(self) -> dict[str, str]:
+        return self.source.sample()
+
 
 @attrs.frozen(eq=False)
 class GivenBatches(BatchSource):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -107,8 +106,7 @@ class Context:
         Of a stacked context a value may be a tensor of shape ``(members,)``.
 
         Raises:
-            TypeError: a value that is no number where there was one.
-            ValueError: NaN, an infinite number or a negative rate; a tensor for another number of members.
+            ValueError: a tensor for another number of members.
             IndexError: there is no such group.
             KeyError: the optimizer has no such hyperparameter.
 
@@ -129,7 +127,6 @@ class Context:
             for name in values:
                 if name not in groups[i]:
                     raise KeyError(f"no hyperparameter {name!r} in group {i}{did_you_mean(name, groups[i])}")
-                _check_hyperparameter(name, values[name], groups[i][name])
             groups[i] = {**groups[i], **values}
         return evolve(self, optimizer_state={**self.optimizer_state, "groups": groups})
 
@@ -138,24 +135,6 @@ class Context:
         place |= {"terminate": True} if self.terminate else {}
         place |= {"members": self.ensemble.members} if self.ensemble is not None else {}
         return f"Context({', '.join(f'{name}={value!r}' for name, value in place.items())})"
-
-
-_NOT_NEGATIVE = frozenset({"lr", "weight_decay", "eps", "momentum", "betas", "alpha", "rho", "lr_decay"})
-
-
-def _check_hyperparameter(name: str, value: Any, before: Any) -> None:
-    """Refuse what no optimizer can work with; of tensors, which may be a member's under vmap, nothing is read."""
-    if isinstance(value, Tensor):
-        return
-    if isinstance(value, (list, tuple)):
-        for each in value:
-            _check_hyperparameter(name, each, before)
-    elif isinstance(value, (int, float)):
-        if not math.isfinite(value) or (value < 0 and name in _NOT_NEGATIVE):
-            least = " of at least 0" if name in _NOT_NEGATIVE else ""
-            raise ValueError(f"{name} must be a finite number{least}, not {value!r}")
-    elif isinstance(before, (int, float)):
-        raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 STEP_SCOPED = ("batch", "y_hats", "grads", "running")

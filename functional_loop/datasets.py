@@ -18,7 +18,9 @@ from .errors import region
 from .indexed import IndexedSource, checked_order
 from .record import evolve
 from .rng import fold_in
+from .samples import sample_of
 from .seeding import Seeding
+from .settings import settings_of
 
 Key = tuple[list[int], int]
 
@@ -83,6 +85,7 @@ class DatasetSource(IndexedSource):
     _make: BatchMaker = attrs.field(repr=False)
     pin_memory: bool
     workers: dict[str, Any]
+    _sampled: list[dict[str, str]] = attrs.field(init=False, factory=list, repr=False)
 
     def fetch(self, seed: int, epoch: int, start: int, state: Any) -> Iterator[tuple[Batch, Any]]:
         epochs = Epochs(self._make)
@@ -105,7 +108,15 @@ class DatasetSource(IndexedSource):
             yield (batch if isinstance(batch.index, Tensor) else evolve(batch, index=own(index))), ()
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "dataset", **super().fingerprint()}
+        made = {"kind": "dataset", **super().fingerprint()}
+        functions = {"collate_fn": self._make.collate_fn, "to_batch": self._make.to_batch}
+        return made | {name: settings_of(function) for name, function in functions.items() if function is not None}
+
+    def sample(self) -> dict[str, str]:
+        if not self._sampled:
+            given = self.workers["num_workers"], self.workers["multiprocessing_context"]
+            self._sampled.append(sample_of(self._make.dataset, *given))
+        return self._sampled[0]
 
     def _keys(self, seed: int, epoch: int, start: int, taken: deque[Tensor]) -> Iterator[Key]:
         """The keys of an epoch's batches, whose row numbers are appended to ``taken``."""

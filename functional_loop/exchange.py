@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from .borrowed import copied
+from .comparing import compare
 from .context import Context
 from .ensembles.ensemble import of_one_run
 from .environment import KERNELS
 from .errors import StateDictError
 from .export import for_evaluation, to_modules
-from .identity import compare, kind_of
 from .loop import Loop, init
 from .network import has_tensors, state_names
 from .plain import decode
 from .record import did_you_mean, evolve
+from .settings import kind_of
 from .state import StateDict, state_dict
 
 PlainCheckpoint = dict[str, Any]

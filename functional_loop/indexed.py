@@ -12,6 +12,7 @@ import torch
 from .batch import Batch, BatchSource
 from .order import Order, make_order
 from .record import evolve, leaves_with_paths, tensor_bytes, tree_map
+from .samples import sample_of_tensors
 
 
 @attrs.frozen(eq=False)
@@ -89,6 +90,10 @@ class TensorSource(IndexedSource):
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "tensors", **super().fingerprint(), "content": self.content}
+
+    def sample(self) -> dict[str, str]:
+        leaves = (leaf for _, leaf in leaves_with_paths((self.x, self.y)) if isinstance(leaf, torch.Tensor))
+        return {"rows": sample_of_tensors(leaves)}
 
 
 def _select(tensors: Any, index: torch.Tensor) -> Any:

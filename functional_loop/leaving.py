@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from .batch_stages import run_hook
 from .context import Context
 from .errors import add_note, attach_context, told
+from .going_on import check_fit
 from .stages import Hook
 
 Call = tuple[str, Hook, Context]
@@ -14,7 +15,12 @@ Call = tuple[str, Hook, Context]
 
 
 def run_resume(ctx: Context) -> None:
-    """Run the ``resume`` hooks."""
+    """Run the ``resume`` hooks.
+
+    Raises:
+        StateDictError: a callback can't continue with its state.
+    """
+    check_fit(ctx)
     for id, hook in ctx.loop.hooks["resume"]:
         run_hook("resume", id, hook, ctx)
 

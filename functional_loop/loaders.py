@@ -18,6 +18,8 @@ from .loader_ends import END, iter_of, next_item
 from .node_loaders import NodeLoader
 from .plain import check_plain
 from .rng import fold_in, seeded
+from .samples import sample_of
+from .settings import settings_of
 
 # Who reads a loader with a state, by the id of the loader, which the reader keeps alive.
 _readers: dict[int, object] = {}
@@ -56,7 +58,13 @@ class LoaderSource(BatchSource):
             "batch_size": getattr(loader, "batch_size", None),
             "shuffle": type(getattr(loader, "sampler", None)).__name__ == "RandomSampler",
             "drop_last": getattr(loader, "drop_last", None),
+            **({} if self.to_batch is None else {"to_batch": settings_of(self.to_batch)}),
         }
+
+    def sample(self) -> dict[str, str]:
+        if not isinstance(self.loader, DataLoader):
+            return sample_of(self.loader) if isinstance(self.loader, (list, tuple)) else {}
+        return sample_of(self.loader.dataset, self.loader.num_workers, self.loader.multiprocessing_context)
 
     def _read(self, seed: int, epoch: int, *, done: int = 0, skip: int = 0, restart: bool = False) -> Iterator[Batch]:
         """The rest of an epoch of which the loader has given ``done`` batches already.

@@ -16,6 +16,7 @@ from .context import Context
 from .data import BatchSource
 from .fast.compiled import CompiledStep
 from .hook_seeds import HookSeeds
+from .identity import described, hash_of_start
 from .measures import Measure
 from .network import Modes, WithLoss, check_module
 from .optimizers import Optimizer
@@ -159,6 +160,7 @@ class Loop:
     _modes: list[Modes] = attrs.field(init=False, factory=list, repr=False)
     _steps: list[Step] = attrs.field(init=False, factory=list, repr=False)
     hook_seeds: HookSeeds = attrs.field(init=False, repr=False)
+    _remembered: dict[str, Any] = attrs.field(init=False, factory=dict, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._check_types()
@@ -237,6 +239,22 @@ class Loop:
         if not self._modes:
             self._modes.append(WithLoss(self.template(), self.loss).kept_modes())
         return self._modes[0]
+
+    def remembered(self, what: str, make: Callable[[], Any]) -> Any:
+        """What ``make()`` has returned for ``what`` when it was asked for first; not to be written to."""
+        if what not in self._remembered:
+            self._remembered[what] = make()
+        return self._remembered[what]
+
+    def described(self) -> dict[str, Any]:
+        """What loss, measures and callbacks were made with, as it was when the first run began."""
+        made: dict[str, Any] = self.remembered("described", lambda: described(self))
+        return made
+
+    def made(self, seed: int) -> str | None:
+        """A hash of the values that the function given as network has made under ``seed``, if it has."""
+        made: str | None = self._remembered.get(f"start {seed}")
+        return made
 
     def evaluates(self, epoch: int) -> bool:
         """Whether scores are made in ``epoch``."""
@@ -321,6 +339,8 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
     whole = WithLoss(module, loop.loss)
     for role, part in whole.parts().items():
         check_module(part, role)
+    # Before training: hooks may write to what they were made with.
+    loop.described()
     check_separate([*whole.params().items(), *whole.statistics().items()])
     params = {name: own(p, loop.device) for name, p in whole.params().items()}
     buffers = {name: own(b, loop.device) for name, b in whole.statistics().items()}
@@ -341,6 +361,8 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
         trainable=loop.optimizer.covers(requires_grad),
         measures={"train": (), "valid": ()},
     )
+    if not isinstance(loop.network, nn.Module):
+        loop.remembered(f"start {seed}", lambda: hash_of_start(ctx))
     inits = {c.id: c.init for c in loop.running_callbacks() if c.init is not None}
     slots = {id: loop.hook_seeds.call("init", id, make, ctx, seeds=True) for id, make in inits.items()}
     for id, slot in slots.items():

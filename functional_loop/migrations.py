@@ -11,9 +11,10 @@ from typing import Any
 
 import attrs
 
+from .comparing import EARLIER
 from .errors import StateDictError
 
-VERSION = 1
+VERSION = 2
 """The version of the state dicts that are made."""
 
 Tree = dict[str, Any]
@@ -36,7 +37,13 @@ class Migration:
     fingerprint: Callable[[Tree], Tree] = _unchanged
 
 
-MIGRATIONS: dict[int, Migration] = {}
+def _with_less(fingerprint: Tree) -> Tree:
+    """Of callbacks only the kind was known, and of what they and others were made with nothing."""
+    callbacks = {id: {"kind": kind} for id, kind in fingerprint["callbacks"].items()}
+    return {**fingerprint, "callbacks": callbacks, EARLIER: 1}
+
+
+MIGRATIONS: dict[int, Migration] = {1: Migration(fingerprint=_with_less)}
 """By the version that they start from."""
 
 
@@ -72,7 +79,7 @@ def migrations_from(version: int) -> list[Migration]:
     >>> migrations_from(99)
     Traceback (most recent call last):
     functional_loop.errors.StateDictError: the state dict was made by a newer functional_loop; install that one:
-      - version: 99 in what was saved, 1 here
+      - version: 99 in what was saved, 2 here
     """
     if version > VERSION:
         raise StateDictError(

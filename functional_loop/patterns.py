@@ -22,7 +22,7 @@ def matches(patterns: Patterns, name: str) -> bool:
     >>> matches(["*.bias", lambda name: name.startswith("head.")], "head.weight")
     True
     """
-    return any(_matches(pattern, name) for pattern in _listed(patterns))
+    return any(_matches(pattern, name) for pattern in listed(patterns))
 
 
 def select(patterns: Patterns, names: Iterable[str], what: str = "pattern") -> list[str]:
@@ -39,7 +39,7 @@ def select(patterns: Patterns, names: Iterable[str], what: str = "pattern") -> l
     ValueError: the pattern '0.wieght' matches no parameter; did you mean '0.weight'?
     """
     names = list(names)
-    for pattern in _listed(patterns):
+    for pattern in listed(patterns):
         if not any(_matches(pattern, name) for name in names):
             shown, hint = (
                 (repr(pattern), did_you_mean(pattern, names))
@@ -67,7 +67,8 @@ def _check_pattern(pattern: object, what: str) -> None:
         )
 
 
-def _listed(patterns: Patterns) -> Sequence[Pattern]:
+def listed(patterns: Patterns) -> Sequence[Pattern]:
+    """One pattern or several as several."""
     return [patterns] if isinstance(patterns, str) or callable(patterns) else patterns
 
 

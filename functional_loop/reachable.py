@@ -90,14 +90,14 @@ def _children(path: str, value: Any, own: Collection[int]) -> Children:
             yield from ((f"{path} > {name}", each) for name, each in ({} if frame is None else frame.f_locals).items())
         case type():
             yield from _of_class(path, value)
-        case _ if not _is_library(type(value).__module__):
-            yield from _attributes(path, value)
+        case _ if not is_library(type(value).__module__):
+            yield from attributes(path, value)
             yield from _of_class(path, type(value))
 
 
 def _of_module(path: str, module: nn.Module, own: Collection[int]) -> Children:
-    is_stock = _is_library(type(module).__module__)
-    for name, value in _attributes(path, module, leave_out=_REGISTERED):
+    is_stock = is_library(type(module).__module__)
+    for name, value in attributes(path, module, leave_out=_REGISTERED):
         if not (is_stock and name.removeprefix(f"{path}.").startswith("_")):
             yield name, value
     for kind, what in _HOOKS.items():
@@ -113,7 +113,7 @@ def _of_module(path: str, module: nn.Module, own: Collection[int]) -> Children:
 def _of_class(path: str, cls: type) -> Children:
     """What the methods of a class reach, and the values that it has itself."""
     for base in cls.__mro__:
-        if _is_library(base.__module__):
+        if is_library(base.__module__):
             continue
         for name, value in list(vars(base).items()):
             if isinstance(value, (classmethod, staticmethod)):
@@ -132,7 +132,7 @@ def _of_function(path: str, function: types.FunctionType) -> Children:
     yield from ((f"{path}.{name}", value) for name, value in vars(function).items())
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     yield from ((f"{path} > default {i}", value) for i, value in enumerate(defaults))
-    if not _is_library(function.__module__ or ""):
+    if not is_library(function.__module__ or ""):
         for name in _names(code):
             if name in function.__globals__:
                 yield f"global {name}", function.__globals__[name]
@@ -155,7 +155,8 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _attributes(path: str, value: Any, leave_out: Collection[str] = ()) -> Children:
+def attributes(path: str, value: Any, leave_out: Collection[str] = ()) -> Children:
+    """The attributes of an object, those in slots too, by their paths."""
     slots = (name for cls in type(value).__mro__ for name in _as_names(vars(cls).get("__slots__", ())))
     own = getattr(value, "__dict__", {})
     for name in itertools.chain(list(own) if isinstance(own, dict) else (), slots):
@@ -169,7 +170,8 @@ def _as_names(slots: str | Iterable[str]) -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
 
 
-def _is_library(module: str) -> bool:
+def is_library(module: str) -> bool:
+    """Whether a module is one of torch, numpy, Python or this package."""
     return module.partition(".")[0] in _LIBRARIES
 
 

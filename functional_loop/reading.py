@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from .batch import Batch, BatchSource
-from .batch_hash import hash_of
 from .context import Context
+from .hashes import hash_of
 
 TRAINING, VALIDATION = "train", "valid"
 """The parts of ``ctx.data``."""
@@ -96,7 +96,7 @@ class Reader:
             self._check_epoch_before()
         done, batches = self._fetch()
         item = next(batches, None)
-        following = "" if item is None else hash_of(item[0])
+        following = "" if item is None else _hash(item[0])
         if following != self._here.get("next", following):
             raise self._lost(done + 1)
         kept = {name: self._here[name] for name in ("first", "begun") if name in self._here}
@@ -116,7 +116,7 @@ class Reader:
                 # What goes wrong in reading ahead goes wrong at the next batch.
                 failure = error
             else:
-                place["next"] = "" if item is None else hash_of(item[0])
+                place["next"] = "" if item is None else _hash(item[0])
                 self.ended = item is None
             if step > self._start:
                 yield Item(batch, self._data_at(step, **place), self.ended)
@@ -139,7 +139,7 @@ class Reader:
             batches: Any = self._source.fetch(self._seed, epoch, 0, self._before.get("begun", ()))
             with closing(batches):
                 for batch, _ in islice(batches, 1):
-                    if hash_of(batch) != self._before["first"]:
+                    if _hash(batch) != self._before["first"]:
                         raise self._lost(1, epoch)
 
     @property
@@ -188,6 +188,10 @@ def without_validation(data: Any) -> Any:
     if not data or VALIDATION not in data:
         return data
     return {part: place for part, place in data.items() if part != VALIDATION} or ()
+
+
+def _hash(batch: Batch) -> str:
+    return hash_of(batch.x, batch.y, batch.index)
 
 
 def is_done(ctx: Context) -> bool:

@@ -6,11 +6,13 @@ import os
 import warnings
 from pathlib import Path
 
+from .comparing import check_allowed
 from .context import Context
 from .disk.folder import newest_intact, set_aside
 from .disk.lock import FolderLock
 from .ensembles.ensemble import member_seeds
 from .errors import CheckpointError, StateDictError
+from .identity import identity
 from .loop import Loop, init
 from .patterns import Patterns, matches
 from .store import CheckpointStore
@@ -23,8 +25,11 @@ def resume(
     allow: Patterns = (),
     *,
     strict: bool = True,
+    must_exist: bool | None = None,
 ) -> Context:
     """The newest intact checkpoint in the folder ``path``, or the start of a new run if there is none.
+
+    That a new run starts is a ``UserWarning``, because a folder that was misspelt is empty too.
 
     A damaged file that is newer is renamed to ``….damaged``, if nothing forbids it, and a ``UserWarning`` names it.
     Resuming a finished run returns its final context and touches no file.
@@ -35,9 +40,12 @@ def resume(
             into the same folder then, its `CheckpointStore` has to allow them too.
         strict: with ``False`` callbacks may have come and gone, see `load_state_dict`; a `CheckpointStore` that saves
             into the same folder then has to allow ``"callbacks"``.
+        must_exist: with ``True`` a new run is an error, with ``False`` it is no warning either.
 
     Raises:
-        StateDictError: the folder holds another run, or one with another seed; the differences are listed.
+        StateDictError: the folder holds another run, or one with another seed; the differences are listed. Or it has
+            begun more epochs than the loop has.
+        FileNotFoundError: there is no checkpoint, and one ``must_exist``.
         NotADirectoryError: ``path`` is a file.
 
     >>> import tempfile
@@ -47,7 +55,7 @@ def resume(
     >>> loop = fl.Loop(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.01),
     ...                train=fl.batches(x, 2 * x, batch_size=4), epochs=2)
     >>> folder = tempfile.mkdtemp()
-    >>> ctx = fl.train(resume(loop, folder, seed=1), steps=3)
+    >>> ctx = fl.train(resume(loop, folder, seed=1, must_exist=False), steps=3)
     >>> _ = CheckpointStore(folder).save(ctx)
     >>> resume(loop, folder, seed=1).global_step
     3
@@ -62,10 +70,27 @@ def resume(
                 [f"seed: {found.seed} in what was saved, {here} here"],
             )
         ctx = found.into(ctx, strict, allow)
+    elif must_exist:
+        raise FileNotFoundError(f"no checkpoint to continue from in {Path(path).resolve()}{_which(path, damaged)}")
+    else:
+        check_allowed(allow, identity(ctx.loop))
+        if must_exist is None and not damaged:
+            warnings.warn(
+                f"no checkpoint in {Path(path).resolve()}{_which(path, damaged)}: a new run starts (must_exist=False "
+                "is without this warning, must_exist=True makes it an error)",
+                UserWarning,
+                stacklevel=2,
+            )
     for broken, error in damaged.items():
         instead = f"using {found.path.name}" if found else "starting from the beginning"
         warnings.warn(f"{error}; {_set_aside(broken)}, {instead}", UserWarning, stacklevel=2)
     return ctx
+
+
+def _which(path: str | os.PathLike[str], damaged: dict[Path, CheckpointError]) -> str:
+    if damaged:
+        return f", where {len(damaged)} are damaged"
+    return "" if Path(path).is_dir() else ", which does not exist"
 
 
 def _set_aside(broken: Path) -> str:

@@ -31,6 +31,9 @@ class SameOrder(BatchSource):
     def fingerprint(self) -> dict[str, Any]:
         return {**self.source.fingerprint(), "order_seed": self.seed}
 
+    def sample(self) -> dict[str, str]:
+        return self.source.sample()
+
 
 def same_order(source: BatchSource, seed: int = 0) -> SameOrder:
     """``source`` in the order, and with the augmentations, that it has in a run of the seed ``seed``, in every run.

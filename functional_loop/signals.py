@@ -37,7 +37,7 @@ class Signals:
     >>> store = fl.CheckpointStore(tempfile.mkdtemp())
     >>> try:
     ...     with fl.Signals() as signals:
-    ...         for ctx in fl.iterate(fl.resume(loop(), store.path)):
+    ...         for ctx in fl.iterate(fl.resume(loop(), store.path, must_exist=False)):
     ...             if ctx.global_step == 5:
     ...                 signal.raise_signal(signal.SIGTERM)
     ...             if signals.received:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 import attrs
 
+from .mentions import only_looks_on
 from .record import did_you_mean
 
 if TYPE_CHECKING:
     from .context import Context
+    from .errors import StateDictError
 
 STAGES = (
     "begin",
@@ -44,6 +46,9 @@ BOUNDARIES = tuple(s for s in STAGES if s not in ("batch_begin", "after_backward
 
 Hook: TypeAlias = "Callable[[Context], Context]"
 """A pure function that is run at a stage."""
+
+Fits: TypeAlias = "Callable[[Context], tuple[StateDictError | None, Context]]"
+"""What keeps a callback from continuing with its state, and the context as it goes on in spite of that."""
 
 
 class Hooks(TypedDict, total=False):
@@ -78,7 +83,9 @@ class Callback:
             what it returns is checked and dropped.
         volatile: its state is kept over restarts but is not the same in every run (a clock's): it is no part of the
             digest nor of the run's identity, and the callback may come and go.
-        replays: whether a replay of a run calls it; false for one that only touches the world, by files or a screen.
+        replays: whether a replay of a run calls it; false for one that only touches the world, by files or a screen. It
+            may then come and go between saving and resuming, as may one without a state whose hooks are seen to return
+            the context that they are given.
         skips: a function of its state that gives the numbers of batches of the run that are passed over, as
             ``skip_batches`` of the Loop does.
         source: what the callback was made from, for others to find; ``None`` if it is pure.
@@ -88,6 +95,15 @@ class Callback:
             first of them where they are trained in turn, which costs nothing. Other callbacks run for every member.
         vectorises: whether its hooks at the stages of a batch can run once for all members of an ensemble, under
             ``torch.func.vmap``; if not, an ensemble refuses them before training.
+        settings: what it was made with, as plain values by name, for the identity of a run; by default the variables of
+            the functions around its hooks.
+        exempt: names of settings that a run may be continued with other values of, such as the patience of early
+            stopping.
+        fits: whether the callback can continue from its state in a context: a function that gives what keeps it from
+            that, as an error or ``None``, and the context as it would go on in spite of that. It is asked when a state
+            is loaded, where ``allow`` may say to go on, and when a run is entered, where the error is raised.
+        reopens: a function of its state where a run has ended: the state before the callback ended it, if it would not
+            end it now (with more patience, say); ``None`` if it would; and the very state if others ended the run.
         hooks: a function ``Context -> Context`` by stage; see `STAGES`.
 
     Raises:
@@ -116,6 +132,10 @@ class Callback:
     whole: bool
     vectorises: bool
     last: bool
+    settings: dict[str, Any] | None
+    exempt: tuple[str, ...]
+    fits: Fits | None
+    reopens: Callable[[Any], Any] | None
     hooks: dict[str, Hook]
 
     def __init__(
@@ -133,6 +153,10 @@ class Callback:
         whole: bool = False,
         vectorises: bool = True,
         last: bool = False,
+        settings: dict[str, Any] | None = None,
+        exempt: tuple[str, ...] = (),
+        fits: Fits | None = None,
+        reopens: Callable[[Any], Any] | None = None,
         **hooks: Unpack[Hooks],
     ) -> None:
         if not isinstance(id, str):
@@ -153,7 +177,23 @@ class Callback:
                 raise TypeError(f"callback {id!r}: {name} must be a function of the context, not {function!r}")
         ordered = {stage: given[stage] for stage in STAGES if given.get(stage) is not None}
         self.__attrs_init__(
-            id, init, float(weight), kind, resume, volatile, replays, skips, source, whole, vectorises, last, ordered
+            id,
+            init,
+            float(weight),
+            kind,
+            resume,
+            volatile,
+            replays,
+            skips,
+            source,
+            whole,
+            vectorises,
+            last,
+            settings,
+            exempt,
+            fits,
+            reopens,
+            ordered,
         )
 
     @property
@@ -163,8 +203,14 @@ class Callback:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether a run with this callback is another run than one without it."""
+        """Whether it has a state that is part of the run."""
         return self.init is not None and not self.volatile
+
+    @property
+    def decides(self) -> bool:
+        """Whether a run with this callback is another run than one without it, as far as its code tells."""
+        effects = self.init is None and self.skips is None and all(map(only_looks_on, self.hooks.values()))
+        return self.replays and not self.volatile and not effects
 
     def remade(self, **changes: Any) -> Callback:
         """A callback with other arguments, hooks among them; a hook that is ``None`` is left out.
@@ -200,6 +246,7 @@ def compose(*hooks: Hook) -> Hook:
             ctx = hook(ctx)
         return ctx
 
+    composed.of_hooks = hooks  # type: ignore[attr-defined]
     return composed
 
 
@@ -212,6 +259,7 @@ def when(condition: Callable[[Context], bool], hook: Hook) -> Hook:
     def conditional(ctx: Context) -> Context:
         return hook(ctx) if condition(ctx) else ctx
 
+    conditional.of_hooks = (hook,)  # type: ignore[attr-defined]
     return conditional
 
 

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .belonging import PLACE, TREES, differences, malformed, tensors_of, warn_of_code, warn_of_environment
 from .borrowed import numbers_of
+from .comparing import Difference, check_allowed, compare, compare_runs, refusal, unknown_differences
 from .context import Context, check_boundary, check_context
 from .ensembles.ensemble import BATCH_HOOKS, MODES, split_context, stack, unstack
 from .errors import StateDictError, noting, region
-from .identity import PLACE, TREES, Difference, compare, differences, identity, refusal, tensors_of
+from .going_on import fitted, misfits
+from .identity import identity
 from .loop import Loop, init
 from .migrations import VERSION, migrate
 from .patterns import Patterns
@@ -84,7 +87,7 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True, allow: 
 
     What was saved counts, hyperparameters included: where the optimizer was given others, a ``UserWarning`` lists the
     old and new ones. Another lists what may change bits from here on: versions, threads, machine, device, deterministic
-    flags, compilation, kernels.
+    flags, compilation, kernels. A third names functions and classes of which the code is another.
 
     Args:
         strict: with ``False`` callbacks may have come and gone: a state that no callback takes is dropped with a
@@ -96,7 +99,8 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True, allow: 
 
     Raises:
         StateDictError: the state dict belongs to another network, optimizer, data, measures or callbacks; every path
-            that differs is listed. Only values, and a longer ``epochs``, may differ.
+            that differs is listed. Only values, and a longer ``epochs``, may differ. Or a name in ``allow`` is that of
+            nothing that can differ.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -115,32 +119,44 @@ def load_state_dict(ctx: Context, sd: StateDict, *, strict: bool = True, allow: 
             "for the module with which the Loop is made"
         )
     sd, here = check_fits(ctx, sd, strict, allow), identity(ctx.loop)
+    warn_of_code(unknown_differences(sd["fingerprint"], here["fingerprint"], allow))
     for id in sd["callbacks"].keys() - ctx.callbacks.keys():
         if not Difference(f"callbacks/{id}", "").is_allowed(allow):
             warnings.warn(f"the saved state of callback {id!r} is dropped: the loop has no such callback", stacklevel=2)
-    _warn_of_environment([*compare(sd["environment"], here["environment"])], allow)
+    warn_of_environment([*compare(sd["environment"], here["environment"])], allow)
     given = [*compare(sd["hyperparameters"], here["hyperparameters"], "hyperparameters")]
-    changed = {line.path.split("/")[0] for line in compare(sd["fingerprint"], here["fingerprint"])}
+    allowed = compare_runs(sd["fingerprint"], here["fingerprint"])
+    changed = {name for line in allowed for name in line.path.split("/")[:2]}
     with _malformed_refused():
         loaded = _loaded(ctx, sd)
-    return _adapted(_with_given(loaded, given, allow), changed)
+    return fitted(_adapted(_with_given(loaded, given, allow), changed), allow)
 
 
 def check_fits(ctx: Context, sd: StateDict, strict: bool, allow: Patterns) -> StateDict:
     """``sd`` as one of this version, of a single run that belongs to the loop of ``ctx``.
 
     Raises:
-        StateDictError: it does not, or it is malformed.
+        StateDictError: it does not, or it is malformed; or a name in ``allow`` is that of nothing that can differ.
     """
     with _malformed_refused():
-        sd = migrate(sd)
-        here = identity(ctx.loop)["fingerprint"]
+        sd, here = migrate(sd), identity(ctx.loop)
+        if found := malformed(sd):
+            raise StateDictError("the state dict does not belong to this loop:", found)
+        check_allowed(allow, sd, here)
         found = differences(here, ctx, sd, strict, allow)
-    if found:
-        unless = differences(here, ctx, sd, strict=False, allow=allow)
-        advice = "" if unless else " (strict=False lets callbacks come and go)"
-        raise refusal(f"the state dict does not belong to this loop{advice}:", found)
-    return sd
+        if not found or _is_left_to_callbacks(found, ctx, sd):
+            return sd
+    unless = differences(here, ctx, sd, strict=False, allow=allow)
+    advice = "" if unless else " (strict=False lets callbacks come and go)"
+    raise refusal(f"the state dict does not belong to this loop{advice}:", found)
+
+
+def _is_left_to_callbacks(found: list[str], ctx: Context, sd: StateDict) -> bool:
+    """Whether all that was found is of callbacks that refuse it themselves where the run is entered."""
+    paths = [line.path for line in found if isinstance(line, Difference) and line.path.startswith("callbacks/")]
+    of = {path.split("/")[1] for path in paths}
+    can = {callback.id for callback in ctx.loop.callbacks if callback.fits is not None}
+    return len(paths) == len(found) and of <= can and of <= misfits(_loaded(ctx, sd)).keys()
 
 
 @region
@@ -152,17 +168,6 @@ def _malformed_refused() -> Generator[None]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise StateDictError("the state dict is malformed:", [f"{type(error).__name__}: {error}"]) from error
-
-
-def _warn_of_environment(found: list[Difference], allow: Patterns) -> None:
-    if left := [line for line in found if not line.is_allowed(allow)]:
-        warnings.warn(
-            "bits may differ from here on from those of an uninterrupted run: the environment is another: "
-            + "; ".join(left)
-            + f" (allow={[line.path for line in left]} silences this)",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def _with_given(ctx: Context, found: list[Difference], allow: Patterns) -> Context:
@@ -308,14 +313,24 @@ def digest(ctx: Context) -> str:
     >>> fl.digest(fl.train(a, steps=2)) == fl.digest(fl.train(b, steps=2))
     True
     """
-    durable = _durable(ctx, "digest")
-    durable.pop("ensemble", None)
-    for part in durable.get("members", [durable]):
-        del part["volatile"]
+    return digest_of(_durable(ctx, "digest"))
+
+
+_NOT_STATE = ("version", "fingerprint", "environment", "hyperparameters", "ensemble", "volatile")
+
+
+def digest_of(sd: StateDict) -> str:
+    """The `digest` of the context that a state dict is of."""
     hasher = hashlib.sha256()
-    for piece in _canonical(durable):
+    for piece in _canonical(durable(sd)):
         hasher.update(piece)
     return hasher.hexdigest()
+
+
+def durable(sd: StateDict) -> StateDict:
+    """What of a state dict is in its `digest`."""
+    kept = {key: value for key, value in sd.items() if key not in _NOT_STATE}
+    return {**kept, "members": [durable(member) for member in kept["members"]]} if "members" in kept else kept
 
 
 def _canonical(node: Any) -> Iterator[bytes | memoryview]:

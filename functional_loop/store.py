@@ -16,8 +16,9 @@ from .disk.lock import FolderLock
 from .disk.retention import Retention, best_steps
 from .disk.saving import Saver, describe, identity_of, run_of
 from .errors import CheckpointError
-from .identity import fingerprint
+from .identity import identity
 from .loop import Loop
+from .migrations import VERSION
 from .patterns import Patterns
 from .place import check_place
 from .state import start_of, state_dict
@@ -146,6 +147,9 @@ class CheckpointStore:
         """Refuse what `save` would refuse of any context of this run, before time is spent on training it; and lock the
         folder, which is made if there is none.
 
+        A run that starts (``ctx`` is of before its first epoch) has an empty folder, or one of the very same run: there
+        ``allow`` does not count, and other hyperparameters, other first values and other code are another run too.
+
         Raises:
             StateDictError: the folder holds another run; the differences are listed.
             StoreInUseError: another process writes to the folder.
@@ -154,11 +158,18 @@ class CheckpointStore:
         """
         check_context(ctx, "check")
         self.retention.check(ctx.loop)
-        self._saver.check_run(run_of(ctx) | fingerprint(ctx.loop))
+        here = identity(ctx.loop)
+        self._saver.check_allow(here)
+        if ctx.epoch == 0:
+            self._saver.check_start(ctx, {"version": VERSION, **here})
+        self._saver.check_run(run_of(ctx) | here["fingerprint"])
         self._locked()
 
     def save(self, ctx: Context, wait: bool = True) -> Path:
         """Save ``ctx`` durably, in place of an earlier boundary of the same step; then delete what is too old.
+
+        The same boundary of a step is replaced by equal bits alone, and a later one stays. A run that goes back to pass
+        batches over (see `rollback`) replaces what it saved on the way to them.
 
         The context of a finished run is saved beside the last ``epoch_end`` of the run, from which training is
         continued when ``epochs`` is raised.
@@ -177,7 +188,7 @@ class CheckpointStore:
             StoreInUseError: another process writes to the folder.
             ValueError: the scores of the loop do not say which checkpoint is the best one to keep.
             TypeError: the state of a callback holds something that can't be saved, by its path.
-            CheckpointError: the file to be replaced is damaged, or belongs to another run.
+            CheckpointError: the file to be replaced is damaged, belongs to another run, or has other bits.
             OSError: the file could not be written; what was saved before is unharmed. A folder that was moved, removed
                 or replaced since it was locked is a ``FileNotFoundError``, until the store is closed.
         """
@@ -185,7 +196,10 @@ class CheckpointStore:
         check_place(ctx, "save")
         self.retention.check(ctx.loop)
         state = state_dict(ctx)
-        metadata = describe(ctx, state)
+        self._saver.check_allow(state)
+        if ctx.epoch == 0:
+            self._saver.check_start(ctx, state)
+        metadata = describe(ctx, state, self._saver.started())
         self._saver.check_run(identity_of(metadata))
         lock, entry = self._locked(), entry_of(self.path, ctx)
 

@@ -23,7 +23,7 @@ from .proofs.purity import object_of
 from .record import evolve, tree_equal
 from .rng import seeded
 from .stages import Callback, Hook
-from .state import StateDict, load_state_dict, state_dict
+from .state import StateDict, durable, load_state_dict, state_dict
 from .training import iterate
 
 
@@ -106,7 +106,7 @@ def check_callback(factory: Callable[[], AsCallback] | AsCallback, *, loop: Loop
     whole, again = list(_run(loop, make(), seed)), _run(loop, make(), seed)
     for one, other in zip(whole, again, strict=False):
         _compare(
-            (_durable(other.saved), _durable(one.saved)),
+            (durable(other.saved), durable(one.saved)),
             f"{one.owner}: two runs of one seed part at {one.place}",
             "a state that can't be the same in every run (a clock's) is marked by volatile = True",
         )
@@ -118,7 +118,7 @@ def check_callback(factory: Callable[[], AsCallback] | AsCallback, *, loop: Loop
         )
     for before, after in pairwise(whole):
         _compare(
-            (_durable(_next(loop, make(), before).saved), _durable(after.saved)),
+            (durable(_next(loop, make(), before).saved), durable(after.saved)),
             f"{after.owner}: a run that is continued with a new callback after {before.place} "
             f"parts from the one that went on at {after.place}",
             "something that the callback knows is not in its state",
@@ -188,10 +188,6 @@ def _compare(states: tuple[Any, Any], message: str, advice: str) -> None:
     if not (comparison := tree_equal(*states)):
         where = comparison.path or "the state"
         raise AssertionError(f"{message}: {where} is {comparison.reason}; {advice}")
-
-
-def _durable(sd: StateDict) -> StateDict:
-    return {**sd, "volatile": {}}
 
 
 def _small_loop() -> Loop:

@@ -13,6 +13,7 @@ from .donation import give_back, take
 from .ensembles.training import iterate_members, train_members
 from .errors import attach_context, keeping_stop_iteration, region, telling_of_stop_iteration
 from .fast.in_place import InPlaceStretch
+from .going_on import going_on
 from .leaving import run_exit, run_resume
 from .place import check_place
 from .reading import Item, is_done
@@ -34,6 +35,7 @@ def iterate(ctx: Context) -> Generator[Context]:
     ['begin', 'end']
     """
     check_place(ctx, "iterate")
+    ctx = going_on(ctx)
     _check_validation(ctx, "iterate")
     return _contexts(ctx) if ctx.ensemble is None else iterate_members(ctx)
 
@@ -46,12 +48,17 @@ def train(ctx: Context, steps: int | None = None) -> Context:
         steps: a number of batches, after the last of which its ``batch_end`` context is returned, also at the end of an
             epoch; the next call runs what follows.
 
+    A finished context is returned as it is. If its loop was given more epochs since, it goes on from the end of its
+    last epoch.
+
     Errors of a hook, of the network or of the data keep their type and say where they come from; `context_of` gives
     the last boundary before them (of an ensemble whose members train in turn, one at most 20 batches earlier).
 
     Raises:
         ValueError: ``steps`` is negative, ``ctx`` was taken inside a stage, or the loop has ``measures_valid`` and no
             ``valid``.
+        StateDictError: the loop has fewer epochs than were begun; it has more than a finished context, and what
+            callbacks did in ``end`` can't be undone.
 
     >>> from functional_loop.examples.digits import loop
     >>> import functional_loop as fl
@@ -62,7 +69,10 @@ def train(ctx: Context, steps: int | None = None) -> Context:
     check_place(ctx, "train")
     if steps is not None and (type(steps) is not int or steps < 0):
         raise ValueError(f"train: steps must be a non-negative integer or None, not {steps!r}")
-    if ctx.stage == "end" or steps == 0:
+    if steps == 0:
+        return ctx
+    ctx = going_on(ctx)
+    if ctx.stage == "end":
         return ctx
     _check_validation(ctx, "train")
     if ctx.ensemble is not None:

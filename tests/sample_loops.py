@@ -87,7 +87,7 @@ def recorder(seen: list[Any], what: Callable[[fl.Context], Any], stages: tuple[s
 
         return run
 
-    return fl.Callback("recorder", **{stage: hook(stage) for stage in stages})
+    return fl.Callback("recorder", replays=False, **{stage: hook(stage) for stage in stages})
 
 
 def raising(stage: str, error: BaseException, id: str = "faulty") -> fl.Callback:

@@ -190,29 +190,3 @@ def test_the_printed_context_says_where_it_is() -> None:
     ctx = fl.train(fl.init(make_loop(), seed=4), steps=2)
     assert repr(ctx) == "Context(epoch=1, step=2, global_step=2, stage='batch_end', seed=4)"
     assert repr(fl.evolve(ctx, terminate=True)).endswith("seed=4, terminate=True)")
-
-
-@pytest.mark.parametrize(
-    ("values", "error"),
-    [
-        ({"lr": float("nan")}, "lr must be a finite number of at least 0, not nan"),
-        ({"lr": float("inf")}, "lr must be a finite number of at least 0, not inf"),
-        ({"lr": -1.0}, "lr must be a finite number of at least 0, not -1.0"),
-        ({"weight_decay": -0.1}, "weight_decay must be a finite number of at least 0, not -0.1"),
-        ({"betas": (float("nan"), 0.9)}, "betas must be a finite number of at least 0, not nan"),
-        ({"lr": "fast"}, "lr must be a number, not 'fast'"),
-        ({"lr": None}, "lr must be a number, not None"),
-    ],
-)
-def test_hyperparameters_that_no_optimizer_can_work_with_are_refused(values: dict[str, Any], error: str) -> None:
-    ctx = fl.init(full_loop())
-    with pytest.raises((TypeError, ValueError), match=error):
-        ctx.with_hyperparameters(**values)
-    with pytest.raises((TypeError, ValueError), match=error):
-        fl.grid(full_loop(), seeds=1, **{name: [value] for name, value in values.items()})
-
-
-def test_hyperparameters_may_be_numbers_of_any_kind_and_tensors() -> None:
-    ctx = fl.init(full_loop())
-    for lr in (0, 0.0, 1, torch.tensor(0.1), torch.tensor(0.1, requires_grad=True)):
-        assert ctx.with_hyperparameters(lr=lr).optimizer_state["groups"][0]["lr"] is lr

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.identity import compare, identity
+from functional_loop.comparing import compare
+from functional_loop.identity import identity
 from tests.sample_loops import counter, data, full_loop, mean_absolute, middle
 
 X, Y = data(3)
@@ -54,7 +55,7 @@ ALLOWED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "order": ({"train": fl.batches(X, Y, batch_size=4)}, ["train/shuffle"]),
     "kind of data": ({"train": fl.batches([(X, Y)] * 5)}, ["train"]),
     "no validation": ({"valid": None, "measures_valid": []}, ["valid", "measures_valid"]),
-    "validation data": ({"valid": fl.batches(X, Y, batch_size=2)}, ["valid/batch_size"]),
+    "validation data": ({"valid": fl.batches(X, Y, batch_size=2)}, ["valid/batch_size", "valid/rows"]),
     "training measures": ({"measures_train": []}, ["measures_train"]),
     "validation measures": (
         {"measures_valid": [fl.measure("worst", mean_absolute, minimize=True)]},

@@ -44,7 +44,7 @@ def test_a_file_of_a_released_version_loads_and_continues(version: int, tmp_path
 
 
 def test_every_version_up_to_this_one_has_a_file() -> None:
-    assert set(RELEASED) == set(range(1, migrations.VERSION + 1))
+    assert set(RELEASED) >= set(range(1, migrations.VERSION))  # and this one's, once it is released
     assert set(MIGRATIONS) == set(range(1, migrations.VERSION))
 
 
@@ -52,6 +52,8 @@ def older(sd: dict[str, Any]) -> dict[str, Any]:
     """A state dict as two versions ago might have made it: it knew less, and used other names."""
     sd = copy.deepcopy(sd)
     sd["version"] = -1
+    callbacks = sd["fingerprint"]["callbacks"]
+    sd["fingerprint"]["callbacks"] = {id: entry["kind"] for id, entry in callbacks.items()}
     sd["parameters"] = sd.pop("network")
     sd["fingerprint"]["window"] = sd["fingerprint"].pop("accumulate")
     del sd["terminate"], sd["environment"]

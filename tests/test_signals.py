@@ -42,7 +42,7 @@ sending = fl.Callback("send", batch_begin=send)
 def iterate():
     store = fl.CheckpointStore(folder)
     with fl.Signals(requeue) as signals:
-        for ctx in fl.iterate(fl.resume(full_loop(callbacks=[counter(), sending]), folder)):
+        for ctx in fl.iterate(fl.resume(full_loop(callbacks=[counter(), sending]), folder, must_exist=False)):
             if signals.received:
                 store.save(ctx)
             signals.exit()
@@ -50,7 +50,7 @@ def iterate():
 
 def train():
     stopping = stop_on_signal(folder, requeue)
-    print(fl.digest(fl.train(fl.resume(full_loop(callbacks=[stopping, counter(), sending]), folder))))
+    print(fl.digest(fl.train(fl.resume(full_loop(callbacks=[stopping, counter(), sending]), folder, must_exist=False))))
 
 def thread():
     store, codes = fl.CheckpointStore(folder), []
@@ -58,7 +58,7 @@ def thread():
     loop = full_loop(callbacks=[counter(), sending], epochs=1000)
     with fl.Signals() as signals:
         def work():
-            for ctx in fl.iterate(fl.resume(loop, folder)):
+            for ctx in fl.iterate(fl.resume(loop, folder, must_exist=False)):
                 if signals.received:
                     store.save(ctx)
                     return

@@ -211,19 +211,29 @@ def test_content_of_the_data_counts_if_asked() -> None:
         {"network": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))},
         {"callbacks": [recorder([], repr), counter()]},
         {"callbacks": [counter(), fl.Callback("plain", epoch_end=lambda ctx: ctx)]},
+        {"callbacks": [counter(), fl.Callback("effects", epoch_end=fl.evolve, replays=False)]},
     ],
-    ids=["longer", "other values", "an observer", "a callback without state"],
+    ids=["longer", "other values", "an observer", "one that gives back its argument", "effects alone"],
 )
-def test_values_epochs_and_callbacks_without_state_may_differ(changes: dict[str, Any]) -> None:
+def test_values_epochs_and_callbacks_without_effect_on_the_result_may_differ(changes: dict[str, Any]) -> None:
     ctx = middle()
     loaded = fl.load_state_dict(fl.init(full_loop(**changes)), fl.state_dict(ctx))
     assert fl.digest(loaded) == fl.digest(ctx)
     assert loaded.optimizer_state["groups"][0]["lr"] == 0.01
 
 
-def test_a_callback_without_state_may_go() -> None:
+def test_an_observer_may_go() -> None:
     ctx = middle(callbacks=[recorder([], repr), counter()])
     assert fl.load_state_dict(fl.init(full_loop()), fl.state_dict(ctx)).callbacks == {"counter": 4}
+
+
+def test_a_callback_that_keeps_no_state_may_decide_the_result() -> None:
+    plain = fl.Callback("plain", epoch_end=lambda ctx: fl.evolve(ctx))
+    for before, after in (([], [plain]), ([plain], [])):
+        with pytest.raises(fl.StateDictError, match=r"callbacks/plain: .*missing"):
+            fl.load_state_dict(
+                fl.init(full_loop(callbacks=[counter(), *after])), fl.state_dict(middle(callbacks=[counter(), *before]))
+            )
 
 
 def test_a_slot_may_grow() -> None:

@@ -136,14 +136,18 @@ def test_the_folder_is_made_and_may_be_absent(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "first"
     store = CheckpointStore(folder)
     assert store.steps() == []
-    assert fl.digest(resume(LOOP, folder, seed=3)) == fl.digest(fl.init(LOOP, seed=3))
+    assert fl.digest(resume(LOOP, folder, seed=3, must_exist=False)) == fl.digest(fl.init(LOOP, seed=3))
     assert not folder.exists()
     store.save(at(1))
     assert store.steps() == [1]
 
 
 def test_metadata_tells_the_place_and_the_run(tmp_path: Path) -> None:
-    metadata = checkpoint_file.read_metadata(CheckpointStore(tmp_path).save(at(4)))
+    with CheckpointStore(tmp_path) as store:
+        store.check(fl.init(LOOP))
+        metadata = checkpoint_file.read_metadata(store.save(at(4)))
+    start = metadata.pop("start")
+    assert start["made"] is True
     assert metadata == {
         "seed": 0,
         "epoch": 2,
@@ -154,9 +158,11 @@ def test_metadata_tells_the_place_and_the_run(tmp_path: Path) -> None:
         "last_scores_valid": {},
         "minimize": {},
         "epochs": 2,
-        "version": 1,
-        "fingerprint": fl.fingerprint(LOOP),
-        "environment": fl.state_dict(at(4))["environment"],
+        "version": 2,
+        "step_valid": 0,
+        "skip_batches": [],
+        "skipped": [],
+        **{part: fl.state_dict(at(4))[part] for part in ("fingerprint", "environment", "hyperparameters")},
     }
 
 
@@ -514,7 +520,7 @@ def test_a_terminated_run_is_finished_for_any_number_of_epochs(tmp_path: Path) -
     store.save(epoch_end)
     store.save(end)
     assert end.global_step == 3
-    assert resume(make_loop(epochs=9), tmp_path, seed=0).stage == "end"
+    assert resume(make_loop(epochs=9, terminate_at=1), tmp_path, seed=0).stage == "end"
 
 
 def test_a_finished_run_without_an_epoch_end_cannot_be_made_longer(tmp_path: Path) -> None:

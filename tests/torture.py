@@ -49,7 +49,7 @@ def train_everything(folder: Path, epochs: int) -> dict[str, Any]:
             cb.checkpoint(folder / "checkpoints", every_steps=1, keep_last=3),
         ]
     )
-    ctx = fl.train(fl.resume(loop, folder / "checkpoints", SEED))
+    ctx = fl.train(fl.resume(loop, folder / "checkpoints", SEED, must_exist=False))
     return {"digest": fl.digest(ctx), "history": ctx.callbacks["history"], "steps": ctx.global_step}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..callbacks.digest_trace import first_parting
-from ..identity import compare
+from ..comparing import compare_runs, unknown_differences
+from ..migrations import migrate_fingerprint
 from ..place import Place
 from ..proofs.differences import differences
 from .console import make_console
@@ -19,7 +20,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     (file_a, a, _), (file_b, b, _) = read(options.a), read(options.b)
     for name, file, state in (("first", file_a, a), ("second", file_b, b)):
         console.print(f"{name + ':':8} {file}  ({Place.of(state)})", soft_wrap=True)
-    for line in compare(a["fingerprint"], b["fingerprint"]):
+    told = migrate_fingerprint(a["fingerprint"], a["version"]), migrate_fingerprint(b["fingerprint"], b["version"])
+    for line in [*compare_runs(*told, rounded=True), *unknown_differences(*told)]:
         words = line.replace("in what was saved", "in the first").removesuffix("here") + "in the second"
         console.print(f"the runs are set up differently: {words}", soft_wrap=True)
     if (step := first_parting(a, b)) is not None:

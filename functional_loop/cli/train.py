@@ -88,7 +88,7 @@ class Run:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:
-                ctx = resume(self.loop, self.store.path, seed, self.options.allow)
+                ctx = resume(self.loop, self.store.path, seed, self.options.allow, must_exist=False)
             except (StateDictError, CheckpointError) as error:
                 raise UsageError(in_one_line(error)) from None
         for warning in caught:

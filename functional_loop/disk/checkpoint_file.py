@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..record import tensor_bytes
 from .durable import replacing
-from .tree_json import DTYPES, decode, encode
+from .tree_json import DTYPES, TENSOR, decode, encode
 
 VERSION = 1
 
@@ -109,7 +109,7 @@ def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any]) -> 
     >>> read(path)
     ({'weight': tensor([1., 1.]), 'steps': [1, 2]}, {'seed': 0})
     """
-    header, tensors = _prepared(tree, metadata, lambda tensor: hashlib.sha256(tensor_bytes(tensor)).hexdigest())
+    header, tensors = _prepared(tree, metadata, _sha256)
     with replacing(Path(path)) as write_bytes:
         write_bytes(header)
         for tensor in tensors.values():
@@ -136,7 +136,7 @@ def _prepared(
         raise TypeError(f"metadata can't hold tensors, and has {next(iter(forbidden))!r}")
     # Wide elements first: each tensor is then aligned to its element size, which readers that map files need.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
-    stored = {key: _Stored(t.dtype, tuple(t.shape), checksum(t)) for key, t in tensors.items()}
+    stored = {key: _stored(tensor, checksum(tensor)) for key, tensor in tensors.items()}
     return _header(_Index(json_tree, json_metadata, stored)), tensors
 
 
@@ -187,6 +187,47 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     with _opened(path) as file:
         return _read_index(file, path)[0].metadata
+
+
+def read_outline(path: str | os.PathLike[str]) -> Any:
+    """The tree of the file ``path`` as JSON, with dtype, shape and checksum in place of each tensor; none is read.
+
+    Raises:
+        CheckpointError, OSError: as `read_metadata`.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        index, _ = _read_index(file, path)
+    with _nonsense_refused(path):
+        return _outlined(index.tree, index.tensors)
+
+
+def outline(tree: Any) -> Any:
+    """What `read_outline` gives of the file that ``tree`` is written to.
+
+    >>> outline({"steps": [1, 2]})
+    {'steps': [1, 2]}
+    """
+    json_tree, tensors = encode(tree)
+    return _outlined(json_tree, {key: _stored(tensor, _sha256(tensor)) for key, tensor in tensors.items()})
+
+
+def _outlined(node: Any, tensors: dict[str, _Stored]) -> Any:
+    if isinstance(node, list):
+        return [_outlined(value, tensors) for value in node]
+    if not isinstance(node, dict):
+        return node
+    if list(node) == [TENSOR]:
+        return str(tensors[node[TENSOR]])
+    return {key: _outlined(value, tensors) for key, value in node.items()}
+
+
+def _stored(tensor: Tensor, checksum: str) -> _Stored:
+    return _Stored(tensor.dtype, tuple(tensor.shape), checksum)
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
 
 @contextmanager

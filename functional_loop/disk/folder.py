@@ -10,11 +10,15 @@ from typing import Any
 
 import attrs
 
+from ..comparing import Difference, refusal
 from ..context import Context
 from ..errors import CheckpointError, StateDictError, add_note
+from ..going_on import check_fit, reopened
+from ..identity import identity
 from ..loop import Loop
 from ..migrations import VERSION, migrate_fingerprint
 from ..patterns import Patterns
+from ..plain import decode
 from ..state import load_state_dict
 from . import checkpoint_file
 from .checkpoint_file import NewerFormatError
@@ -26,10 +30,11 @@ _LEFT_OVER = re.compile(_NAME.pattern + TEMPORARY)
 PLACE = ("epoch", "step", "global_step", "stage", "terminate")
 """What the metadata of a checkpoint says of its place in the loop."""
 
-_TYPES = {"seed": int, "version": int, "fingerprint": dict, "epoch": int, "step": int, "global_step": int, "stage": str}
-_TYPES |= {"terminate": bool, "last_scores_valid": dict, "minimize": dict, "members": list, "environment": dict}
-_OPTIONAL = ("last_scores_valid", "minimize", "members", "environment")
-_ITEMS = {"last_scores_valid": (float, int), "minimize": (bool, type(None)), "members": (int,)}
+_REQUIRED: dict[str, type] = {"seed": int, "version": int, "fingerprint": dict, "epoch": int, "step": int}
+_REQUIRED |= {"global_step": int, "stage": str, "terminate": bool}
+_OPTIONAL: dict[str, type] = {"last_scores_valid": dict, "minimize": dict, "members": list, "environment": dict}
+_OPTIONAL |= {"hyperparameters": list, "skipped": list, "skip_batches": list, "step_valid": int, "start": dict}
+_ITEMS = {"last_scores_valid": (float, int), "minimize": (bool, type(None)), "members": (int,), "skipped": (int,)}
 """What the lists and dicts of the metadata hold."""
 
 
@@ -65,8 +70,8 @@ class Entry:
         return self._checked(checkpoint_file.verify(self.path))
 
     def _checked(self, metadata: dict[str, Any]) -> dict[str, Any]:
-        for name, kind in _TYPES.items():
-            if name not in metadata and name not in _OPTIONAL:
+        for name, kind in {**_REQUIRED, **_OPTIONAL}.items():
+            if name not in metadata and name in _REQUIRED:
                 raise CheckpointError(f"{self.path} is no checkpoint of a run: it lacks {name}")
             if type(metadata.get(name, kind())) is not kind:
                 raise CheckpointError(f"{self.path} is no checkpoint of a run: its {name} is no {kind.__name__}")
@@ -85,7 +90,7 @@ class Entry:
 
 def _also_in_metadata(state: dict[str, Any]) -> dict[str, Any]:
     if "members" not in state:
-        return {name: state.get(name) for name in ("seed", *PLACE)} | {"members": None}
+        return {name: state[name] for name in ("seed", *PLACE) if name in state} | {"members": None}
     members = state["members"]
     found = [m.get("seed") if isinstance(m, dict) else None for m in members] if isinstance(members, list) else []
     return {"members": [seed if type(seed) is int else None for seed in found]}
@@ -99,6 +104,8 @@ class Intact:
     state: Any
     seed: int | list[int]
     """The seed of the run, or those of all members of an ensemble."""
+    start: dict[str, Any]
+    """What is known of the values that the run started with."""
 
     def into(self, ctx: Context, strict: bool, allow: Patterns) -> Context:
         """The context that was saved, in the loop of ``ctx``.
@@ -107,10 +114,24 @@ class Intact:
             StateDictError: it belongs to another loop; the differences are listed.
         """
         try:
-            return load_state_dict(ctx, self.state, strict=strict, allow=allow)
+            loaded = load_state_dict(ctx, self.state, strict=strict, allow=allow)
+            self._check_start(ctx, allow)
+            if loaded.ensemble is None and loaded.stage not in ("", "end"):
+                check_fit(loaded)
         except StateDictError as error:
             add_note(error, f"while loading {self.path}")
             raise
+        return loaded
+
+    def _check_start(self, ctx: Context, allow: Patterns) -> None:
+        """Refuse a network made by a function that makes other values of the same seed on the same machine."""
+        made = ctx.loop.made(ctx.seed) if ctx.seed == self.seed else None
+        saved = self.start.get("values")
+        if not self.start.get("made") or made in (None, saved):
+            return
+        line = Difference("start", f"first values of the hash {saved} in what was saved, {made} here")
+        if self.state["environment"] == identity(ctx.loop)["environment"] and not line.is_allowed(allow):
+            raise refusal("the network of this loop starts with other values than the run did:", [line])
 
 
 def file_name(global_step: int, stage: str) -> str:
@@ -190,7 +211,12 @@ def _newest_intact(found: list[Entry], loop: Loop) -> tuple[Intact | None, dict[
                 passed_over = entry
                 continue
             state, metadata = entry.read()
-            return Intact(entry.path, state, metadata.get("members", metadata["seed"])), damaged
+            if entry.end and _would_go_on(state, loop):
+                passed_over = entry
+                continue
+            return Intact(
+                entry.path, state, metadata.get("members", metadata["seed"]), metadata.get("start", {})
+            ), damaged
         except NewerFormatError:
             raise
         except CheckpointError as error:
@@ -205,6 +231,16 @@ def _newest_intact(found: list[Entry], loop: Loop) -> tuple[Intact | None, dict[
 
 def _is_final(metadata: dict[str, Any], loop: Loop) -> bool:
     return bool(metadata["terminate"] or metadata["epoch"] >= loop.epochs)
+
+
+def _would_go_on(state: Any, loop: Loop) -> bool:
+    """Whether callbacks ended the run that would not end it any more."""
+    entries: Any = state.get("callbacks")
+    if not (state.get("terminate") and isinstance(entries, dict)):
+        return False
+    with suppress(LookupError, TypeError, ValueError, AttributeError):  # refused where it is loaded
+        return reopened(loop, {id: decode(entry["state"]) for id, entry in entries.items()}) is not None
+    return False
 
 
 def delete(paths: list[Path]) -> list[str]:

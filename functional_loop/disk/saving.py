@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 
+from ..comparing import check_allowed, compare_runs, refusal, unknown_differences
 from ..context import Context
 from ..ensembles.ensemble import member_seeds
-from ..errors import CheckpointError
-from ..identity import compare_runs, refusal
+from ..errors import CheckpointError, StateDictError
+from ..identity import hash_of_start
+from ..migrations import migrate
 from ..patterns import Patterns
+from ..stages import BOUNDARIES
+from ..state import digest_of, durable
 from . import checkpoint_file
 from .folder import PLACE, Entry, delete, entries, newest_metadata, readable, signature
 from .retention import Retention
@@ -29,6 +33,7 @@ class Saver:
     def forget(self) -> None:
         """What is known of the folder is no longer true of it."""
         self._identity: dict[str, Any] | None = None
+        self._start: dict[str, Any] | None = None
         self._last_written: tuple[Path, tuple[int, ...]] | None = None
 
     def check_run(self, identity: dict[str, Any]) -> None:
@@ -46,8 +51,39 @@ class Saver:
                 f"{self.folder} holds checkpoints of another run; give this run a folder of its own:", differences
             )
 
+    def check_allow(self, told: dict[str, Any]) -> None:
+        """Refuse a misspelt name in ``allow``; ``told`` is what a state dict tells of the run that is to be saved."""
+        if self._identity is None and self.allow:
+            check_allowed(self.allow, told, newest_metadata(self.folder) or {})
+
+    def check_start(self, ctx: Context, state: dict[str, Any]) -> None:
+        """Refuse a folder that holds more than the beginning of another run than the one that starts with ``ctx``.
+
+        Only the very same run starts again where one has been, and what code means is not known: nothing is allowed.
+
+        Raises:
+            StateDictError, CheckpointError: as `check_run`.
+        """
+        self._start = begun(ctx)
+        metadata = newest_metadata(self.folder)
+        if metadata is None or metadata["global_step"] == 0:
+            return
+        here = describe(ctx, state, self._start)
+        saved, own = ({**identity_of(each), **_started(each, metadata)} for each in (metadata, here))
+        found = [*compare_runs(saved, own), *unknown_differences(saved, own)]
+        # That data or first values are computed in another way explains nothing where something else is another.
+        if found := found or compare_runs(saved, own, rounded=True):
+            raise StateDictError(
+                f"{self.folder} holds checkpoints of another run, up to step {metadata['global_step']}, among which a "
+                "run that starts would put its own: give it a folder of its own, or go on with that one by "
+                "resume(loop, path):",
+                found,
+            )
+
     def write(self, entry: Entry, state: Any, metadata: dict[str, Any]) -> list[str]:
         """Write a file, and delete what is too old when it is on the disk; what could not be deleted, a line each.
+
+        Where a later boundary of the step is saved already, that stays.
 
         Raises:
             StateDictError, CheckpointError: as `check_run`, or the file to be replaced is damaged or of another run.
@@ -55,23 +91,47 @@ class Saver:
         """
         identity = identity_of(metadata)
         self.check_run(identity)
-        self._check_target(entry, identity)
-        checkpoint_file.write(entry.path, state, metadata)
+        if self._replaces(entry, state, metadata):
+            checkpoint_file.write(entry.path, state, metadata)
+            self._last_written = entry.path, signature(entry.path)
         self._identity = identity
-        self._last_written = entry.path, signature(entry.path)
         return delete(self._too_old(entry.global_step, identity))
 
-    def _check_target(self, entry: Entry, identity: dict[str, Any]) -> None:
-        """Nothing is written over but an intact file of this run: one just written here, or one that is verified."""
+    def started(self) -> dict[str, Any]:
+        """What is known of the start of the run that the folder holds."""
+        if self._start is None:
+            self._start = (newest_metadata(self.folder) or {}).get("start", {})
+        return self._start
+
+    def _replaces(self, entry: Entry, state: Any, metadata: dict[str, Any]) -> bool:
+        """Whether the file is to be written: nothing is written over but an intact file of this run (one just written
+        here, or one that is verified) of an earlier boundary, or of this one with the same bits.
+
+        Raises:
+            CheckpointError: the file that is there is another.
+        """
         path = entry.path
-        if not path.exists() or self._last_written == (path, signature(path)):
-            return
+        if not path.exists():
+            return True
+        own = self._last_written == (path, signature(path))
         try:
-            saved = identity_of(entry.verify())
+            saved = entry.metadata() if own else entry.verify()
         except CheckpointError as error:
             raise CheckpointError(f"refused to write over a file that is not intact, move it away: {error}") from error
-        if differences := compare_runs(saved, identity, self.allow):
+        there, here = identity_of(saved), identity_of(metadata)
+        if differences := compare_runs(there, here, self.allow):
             raise CheckpointError(f"refused to write over {path}, which is of another run: {'; '.join(differences)}")
+        if compare_runs(there, here) or set(saved.get("skipped", ())) < set(metadata["skipped"]):
+            return True  # a difference that is allowed, or a run that went back to pass batches over
+        if _place(saved) != _place(metadata):
+            return _place(saved) < _place(metadata)
+        if _same_bits(entry, saved["version"], state):
+            return True
+        raise CheckpointError(
+            f"refused to write over {path}, which is of the same place of the run (step {entry.global_step}, after "
+            f"{metadata['stage']!r}) with other bits: this is a branch of that run, or its code, data or machine is "
+            "another; give it a folder of its own"
+        )
 
     def _too_old(self, newest: int, identity: dict[str, Any]) -> list[Path]:
         """What is not to be kept of the files of this run up to the step ``newest``, which was just saved."""
@@ -83,16 +143,49 @@ class Saver:
         return [entry.path for entry, _ in own if entry.global_step not in kept]
 
 
-def describe(ctx: Context, state: dict[str, Any]) -> dict[str, Any]:
-    """What can be known of a checkpoint without reading its tensors."""
+def describe(ctx: Context, state: dict[str, Any], start: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What can be known of a checkpoint without reading its tensors.
+
+    Args:
+        start: what is known of the start of the run, see `begun`.
+    """
     return {
         **run_of(ctx),
         **{name: getattr(ctx, name) for name in PLACE},
+        "step_valid": ctx.step_valid,
         "last_scores_valid": {id: _mean(score) for id, score in dict(ctx.last_scores_valid).items()},
         "minimize": {measure.id: measure.minimize for measure in ctx.loop.measures_valid},
         "epochs": ctx.loop.epochs,
-        **{name: state[name] for name in ("version", "fingerprint", "environment")},
+        "skip_batches": sorted(ctx.loop.skip_batches),
+        "skipped": sorted(ctx.loop.skipped(ctx.callbacks)),
+        "start": start or {},
+        **{name: state[name] for name in ("version", "fingerprint", "environment", "hyperparameters")},
     }
+
+
+def begun(ctx: Context) -> dict[str, Any]:
+    """What is known of a start: a hash of its values, and whether they are those that the loop makes of the seed."""
+    values = hash_of_start(ctx)
+    return {"values": values, "made": ctx.ensemble is None and ctx.loop.made(ctx.seed) == values}
+
+
+def _started(metadata: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What two runs that start must have in common beside the fingerprint, of what the ``other`` has."""
+    known = {name: metadata[name] for name in ("hyperparameters", "skip_batches") if name in other}
+    return known | ({"start": metadata["start"]["values"]} if other.get("start") else {})
+
+
+def _same_bits(entry: Entry, version: int, state: dict[str, Any]) -> bool:
+    """Whether a file holds the bits of ``state``; only one of an earlier version is read for that."""
+    if version == state["version"]:
+        return bool(durable(checkpoint_file.read_outline(entry.path)) == durable(checkpoint_file.outline(state)))
+    return digest_of(migrate(entry.read()[0])) == digest_of(state)
+
+
+def _place(metadata: dict[str, Any]) -> tuple[int, int, int]:
+    """Which of two boundaries of a step is later."""
+    stage = metadata["stage"]
+    return metadata["epoch"], BOUNDARIES.index(stage) if stage in BOUNDARIES else -1, metadata.get("step_valid", 0)
 
 
 def _mean(score: Any) -> float:

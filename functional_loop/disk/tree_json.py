@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 MAX_DEPTH = 100
+TENSOR = "$tensor"
+"""The key of an object that stands for a tensor."""
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -67,7 +69,7 @@ def _encode(node: Any, place: Place, found: dict[int, tuple[str, Tensor]]) -> An
     if isinstance(node, Tensor):
         _check_tensor(node, place)
         key, _ = found.setdefault(id(node), (_tensor_key(place), node))
-        return {"$tensor": key}
+        return {TENSOR: key}
     raise TypeError(
         f"can't save {_codify(place)}: it is of type {type(node).__name__}; "
         "use dicts with string keys, lists, tensors, int, float, bool, str or None"

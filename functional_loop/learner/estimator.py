@@ -218,7 +218,7 @@ class TorchEstimator(Saving, Parameters):
     def _fit(self, x: Tensor, y: Tensor, epochs: int) -> Self:
         seed = self._draw_seed()
         loop = make_loop(self, *self._split(x, y, seed), epochs)
-        start = init(loop, seed) if self.resume is None else resume(loop, self.resume, seed)
+        start = init(loop, seed) if self.resume is None else resume(loop, self.resume, seed, must_exist=False)
         return self._train(start)
 
     def _partial_fit(self, X: Any, y: Any, target: Any, epochs: int) -> Self:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..comparing import compare
 from ..context import Context, first_output
 from ..errors import StateDictError
 from ..export import for_evaluation, to_module
-from ..identity import compare
 from ..loop import Loop, init, make_module
 from ..network import LOSS
 from ..plain import decode

@@ -11,10 +11,10 @@ from typing import Any
 
 import attrs
 
+from ..belonging import malformed
 from ..context import Context
 from ..disk import checkpoint_file
 from ..errors import CheckpointError, StateDictError
-from ..identity import malformed_at
 from ..loop import Loop
 from ..migrations import migrate
 from ..place import Place
@@ -31,8 +31,8 @@ _NAME = re.compile(r"step-([0-9]{8,})(-end)?\.safetensors")
 def quiet(loop: Loop) -> Loop:
     """``loop`` without the hooks of those callbacks that a replay leaves out; their slots stay as they are.
 
-    Those are the callbacks that say so (``replays``): objects that keep no state, which are there for the files and
-    the screen that they write to, and volatile ones.
+    Those are the callbacks that say so (``replays``): objects that keep no state and do not change training, which are
+    there for the files and the screen that they write to, and volatile ones.
 
     >>> from functional_loop.callbacks import progress, history
     >>> from functional_loop.examples.digits import loop
@@ -192,7 +192,7 @@ def read_state(file: Path) -> tuple[StateDict, dict[str, Any]]:
 
 
 def _checked(state: StateDict) -> StateDict:
-    if found := malformed_at(state):
+    if found := malformed(state):
         raise ValueError("; ".join(found[:3]))
     if state["stage"] not in ("", *BOUNDARIES):
         raise ValueError(f"stage {state['stage']!r:.100}")

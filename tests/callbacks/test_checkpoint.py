@@ -74,7 +74,7 @@ def test_a_run_continues_from_its_checkpoints_bit_for_bit(tmp_path: Path) -> Non
     )
     while True:
         loop = saving(tmp_path / "run", every_fifth, every_steps=2, keep_last=1)
-        ctx = fl.resume(loop, tmp_path / "run", seed=7)
+        ctx = fl.resume(loop, tmp_path / "run", seed=7, must_exist=False)
         try:
             assert fl.digest(fl.train(ctx)) == whole
             break
@@ -109,13 +109,15 @@ def test_the_callback_is_no_part_of_the_run(tmp_path: Path) -> None:
     assert fl.digest(fl.CheckpointStore(tmp_path).load(plain)) == fl.digest(ctx)
 
 
-def test_forks_write_what_they_are(tmp_path: Path) -> None:
+def test_a_run_that_is_trained_again_writes_what_it_wrote_and_a_fork_is_refused(tmp_path: Path) -> None:
     loop = saving(tmp_path, every_steps=1)
     origin = fl.train(fl.init(loop), steps=2)
-    changed = origin.with_hyperparameters(lr=0.5)
-    for fork, steps in ((origin, None), (changed, None), (origin, 3), (changed, 2)):
-        ctx = fl.train(fork, steps=steps)
-        assert fl.digest(fl.CheckpointStore(tmp_path).load(loop, ctx.global_step)) == fl.digest(ctx)
+    end = fl.train(origin)
+    fl.train(origin, steps=3)
+    assert fl.digest(fl.resume(loop, tmp_path)) == fl.digest(end)
+    with pytest.raises(fl.CheckpointError, match="with other bits: this is a branch of that run"):
+        fl.train(origin.with_hyperparameters(lr=0.5))
+    assert fl.digest(fl.resume(loop, tmp_path)) == fl.digest(end)
 
 
 def test_the_laws(tmp_path: Path) -> None:
@@ -229,10 +231,10 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(
 
 def test_the_best_checkpoint_stays_the_best_over_restarts(tmp_path: Path) -> None:
     make = lambda: scored(tmp_path, keep_best="error", every_steps=2)  # noqa: E731
-    ctx = fl.resume(make(), tmp_path)
+    ctx = fl.resume(make(), tmp_path, must_exist=False)
     while ctx.stage != "end":
         fl.train(ctx, steps=2)
-        ctx = fl.resume(make(), tmp_path)
+        ctx = fl.resume(make(), tmp_path, must_exist=False)
         if ctx.epoch >= 3:
             assert 2 * STEPS_PER_EPOCH in fl.CheckpointStore(tmp_path).steps()
     assert fl.CheckpointStore(tmp_path).steps() == [2 * STEPS_PER_EPOCH, 6 * STEPS_PER_EPOCH]

@@ -43,7 +43,7 @@ def hard_spec(data: str = "dataset", epochs: int = 3) -> Spec:
 def train_here(spec: Spec, folder: Path, save_every: int = 1, steps: int | None = None) -> fl.Context:
     """Go on with what is in ``folder``: to the end, or for some more steps, after the last of which it saves."""
     store = fl.CheckpointStore(folder, keep_last=3)
-    start = ctx = fl.resume(spec.loop(), folder, seed=SEED)
+    start = ctx = fl.resume(spec.loop(), folder, seed=SEED, must_exist=False)
     for number, ctx in enumerate(fl.iterate(start), 1):
         if number % save_every == 0:
             store.save(ctx)
