@@ -1,4 +1,4 @@
-"""Going back: a batch that spoils training is undone, and passed over from then on."""
+"""Undoes a bad batch, and skips it from then on."""
 
 from __future__ import annotations
 
@@ -122,6 +122,14 @@ def rollback(
         far = [i for i, old in enumerate(state["kept"]) if batch - old["context"]["global_step"] >= back]
         return far[-1] if far else 0
 
+    def rest_of_epoch(ctx: Context, state: State, i: int) -> range | None:
+        """The batches after the ``i``-th context that is kept, to the end of its epoch if that is known."""
+        here = state["kept"][i]["context"]
+        later = [old["context"]["global_step"] for old in state["kept"][i:] if old["context"]["epoch"] > here["epoch"]]
+        if not later and not is_done(ctx):
+            return None
+        return range(here["global_step"] + 1, (later[0] if later else ctx.global_step) + 1)
+
     def with_closed_window(state: State, i: int) -> int:
         """Which of the contexts that are kept, up to the ``i``-th, is the newest in which no window is open."""
         return next((j for j in range(min(i, len(state["kept"]) - 1), -1, -1) if _is_closed(state["kept"][j])), 0)
@@ -144,9 +152,9 @@ def rollback(
             )
         newest = far_enough(state, ctx.global_step)
         bad = range(ctx.global_step - skip + 1, ctx.global_step + 1)
-        after = range(state["kept"][newest]["context"]["global_step"] + 1, bad.start)
-        if is_done(ctx) and {*after} <= {*state["skipped"]}:
-            # Nothing is left of the epoch that could close a window.
+        rest = rest_of_epoch(ctx, state, newest)
+        if rest is not None and {*rest} <= {*state["skipped"], *bad}:
+            # Nothing is left of that epoch that could close a window.
             newest = with_closed_window(state, newest)
         kept = [_lowered(old, lr_factor) for old in state["kept"][: newest + 1]]
         earlier = kept[-1]["context"]

@@ -66,6 +66,17 @@ def test_a_run_that_goes_back_is_one_that_never_saw_the_batches(
     assert is_same(ctx, never)
 
 
+def test_it_goes_back_further_where_no_batch_is_left_that_could_close_a_window() -> None:
+    # Back to the first of two batches of an epoch, with an open window, of which the second is passed over too.
+    x, y = data(3)
+    guard = rollback(when=lambda ctx: ctx.global_step == 3, back=2, skip=2)
+    changes: dict[str, Any] = {"train": fl.batches(x[:4], y[:4], batch_size=2), "accumulate": 2, "epochs": 2}
+    ctx = fl.train(fl.init(make_loop(callbacks=[guard], **changes)))
+    assert ctx.callbacks["rollback"]["skipped"] == [2, 3]
+    never = fl.train(fl.init(make_loop(callbacks=[rollback()], skip_batches={2, 3}, **changes)))
+    assert is_same(ctx, never)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_loss_that_is_not_finite_is_undone(value: float, accumulate: int) -> None:
