@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .batch import BatchSource
 from .borrowed import numbers_of
+from .compat import without_modes
 from .environment import KERNELS, environment
 from .hashes import hash_of
 from .measures import Measure
@@ -31,7 +32,9 @@ def identity(loop: Loop) -> dict[str, Any]:
     `functional_loop.environment`, and the kernels of the optimizer. ``hyperparameters``: those given to the optimizer,
     a dict per group; those in force are in the state, where schedules change them.
     """
-    known = loop.remembered("identity", lambda: _identity(loop))
+    # A dry run asks for it among tensors without values.
+    with without_modes():
+        known = loop.remembered("identity", lambda: _identity(loop))
     kernels: Any = _copied(known["kernels"])
     return {
         "fingerprint": _copied(known["fingerprint"]),

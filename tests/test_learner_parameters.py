@@ -22,6 +22,7 @@ from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
 from functional_loop.callbacks.descriptor import TorchCallback
 from functional_loop.callbacks.early_stopping import early_stopping
 from functional_loop.learner import TorchClassifier, TorchRegressor
+from tests.learners import same
 
 X = np.random.default_rng(0).normal(size=(24, 3))
 Y = X.argmax(1)
@@ -188,7 +189,7 @@ def test_networks_are_modules_or_made_of_the_shape_they_ask_for(network: Any) ->
 )
 def test_losses_are_functions_modules_or_classes(loss: Any) -> None:
     usual = TorchClassifier(epochs=1).fit(X, Y)
-    assert fl.tree_equal(TorchClassifier(epochs=1, loss=loss).fit(X, Y).model_.final, usual.model_.final)
+    assert same(TorchClassifier(epochs=1, loss=loss).fit(X, Y), usual)
 
 
 def test_a_sampler_is_made_of_the_training_data() -> None:

@@ -253,11 +253,15 @@ def test_kernels_that_add_in_no_fixed_order_are_no_refusal(monkeypatch: pytest.M
             return h if torch.are_deterministic_algorithms_enabled() else h * next(noise)
 
     noise = iter([1.0, 1.0 + 1e-6] * 20)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("functional_loop.reachable.MOST", 1)
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        fl.train(fl.init(make_loop(network=Rounding, epochs=1)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            fl.train(fl.init(make_loop(network=Rounding, epochs=1)))
+    finally:
+        torch.set_num_threads(threads)
     assert any("no fixed order" in str(warning.message) for warning in found)
 
 
