@@ -11,6 +11,7 @@ from .batch import Batch, copied, to_device
 from .context import Context, after, run_as
 from .errors import add_note, noting
 from .place import check_not_moved
+from .plain import check_plain
 from .record import did_you_mean, evolve
 from .rng import fold_in
 from .step import StepInputs
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .stages import Hook
     from .step import Gradients, Step, Tensors
+
+
+_OF_BATCHES = ("batch_begin", "after_backward", "batch_end", "batch_valid_begin", "batch_valid_end")
 
 
 def boundary_after(stage: str, ctx: Context, seeds: bool = True) -> Context:
@@ -60,10 +64,30 @@ def run_unseeded(stage: str, id: str, hook: Hook, ctx: Context, of_all: bool = F
             raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
         if result is not ctx and stage not in ("exit", "resume"):
             check_not_moved(ctx, result, stage, of_all)
+            if result.callbacks is not ctx.callbacks:
+                _check_slots(ctx, result, stage)
     except BaseException as error:
         add_note(error, f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})")
         raise
     return result
+
+
+def _check_slots(before: Context, after: Context, stage: str) -> None:
+    """Refuse states of callbacks that could not be saved. A state that changes at every batch is looked at in the first
+    batches of an epoch, since its form hardly changes later; saving looks at all.
+
+    Raises:
+        TypeError: one is no plain tree.
+        ValueError: there are states of other callbacks than before.
+    """
+    if before.callbacks.keys() != after.callbacks.keys():
+        names = sorted(before.callbacks.keys() ^ after.callbacks.keys(), key=str)
+        raise ValueError(f"ctx.callbacks has one state for each callback of the loop, and can't gain or lose {names}")
+    if stage in _OF_BATCHES and (before.step_valid or before.step) > 2:
+        return
+    for id, slot in after.callbacks.items():
+        if slot is not before.callbacks[id]:
+            check_plain(slot, f"the state of callback {id!r}")
 
 
 def place_of(at: Context | Draft, step: int = 0, step_valid: int = 0) -> str:

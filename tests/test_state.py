@@ -337,10 +337,45 @@ def test_the_contexts_of_exit_hooks_can_be_saved() -> None:
 
 
 def test_a_slot_that_cannot_be_saved_is_refused_by_path() -> None:
-    bad = fl.Callback("bad", init=lambda ctx: 0, begin=lambda ctx: ctx.with_callback_state("bad", {"seen": {1}}))
-    ctx = fl.train(fl.init(make_loop(callbacks=[bad], epochs=0)))
+    ctx = fl.init(make_loop(callbacks=[fl.Callback("bad", init=lambda ctx: 0)])).with_callback_state(
+        "bad", {"seen": {1}}
+    )
     with pytest.raises(TypeError, match=r"state of callback 'bad' can't be saved: \['seen'\] is of type set"):
         fl.state_dict(ctx)
+
+
+@pytest.mark.parametrize("mode", [None, "exact", "vectorised"])
+@pytest.mark.parametrize(
+    ("stage", "at"), [("batch_end", "epoch 1, step 1"), ("batch_valid_end", "epoch 1"), ("epoch_end", "epoch 1")]
+)
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"seen": {1}}, r"\['seen'\] is of type set"),
+        ([len], r"\[0\] is of type builtin"),
+        ({1: 2}, r"\[1\] is under a key"),
+    ],
+)
+def test_a_state_that_cannot_be_saved_is_refused_where_a_hook_makes_it(
+    value: Any, path: str, stage: str, at: str, mode: str | None
+) -> None:
+    spoil: dict[str, Any] = {stage: lambda ctx: ctx.with_callback_state("bad", value)}
+    loop = make_loop(
+        callbacks=[fl.Callback("bad", init=lambda ctx: {}, **spoil)], valid=fl.batches(*data(3), batch_size=5)
+    )
+    start = fl.init(loop) if mode is None else fl.stack([fl.init(loop), fl.init(loop, 1)], mode=mode)
+    with pytest.raises(TypeError, match=f"the state of callback 'bad' can't be saved: {path}") as caught:
+        fl.train(start)
+    assert any(f"'bad' at stage '{stage}' ({at}" in note for note in caught.value.__notes__)
+
+
+def test_a_hook_can_neither_add_nor_remove_states() -> None:
+    for slots in ({}, {"bad": (), "worse": 1}):
+        loop = make_loop(
+            callbacks=[fl.Callback("bad", epoch_end=lambda ctx, slots=slots: fl.evolve(ctx, callbacks=slots))]
+        )
+        with pytest.raises(ValueError, match="can't gain or lose"):
+            fl.train(fl.init(loop))
 
 
 def test_the_fingerprint_is_plain_and_knows_no_values() -> None:
