@@ -53,6 +53,8 @@ def use(folder: Path, loop: fl.Loop) -> Iterator[Callable[[], Any]]:
     yield lambda: fl.CheckpointStore(folder).load(loop)
     yield lambda: [*fl.verify(loop, folder, from_start=True)]
     yield lambda: main(["export", str(folder / NAME), str(folder / "out.pt")])
+    yield lambda: main(["inspect", str(folder / NAME)])
+    yield lambda: main(["diff", str(folder / NAME), str(folder / NAME)])
     yield lambda: fl.resume(loop, folder, seed=3)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from ..callbacks.digest_trace import first_parting
 from ..comparing import compare_runs, unknown_differences
@@ -10,7 +14,7 @@ from ..migrations import migrate_fingerprint
 from ..place import Place
 from ..proofs.differences import differences
 from .console import make_console
-from .found import read
+from .found import read, showing
 from .leaves import count, table
 
 
@@ -18,6 +22,11 @@ def run(options: argparse.Namespace, command: str) -> int:
     """0 if the two checkpoints hold the same bits, 1 if they differ."""
     console = make_console()
     (file_a, a, _), (file_b, b, _) = read(options.a), read(options.b)
+    with showing(file_a, file_b):
+        return _show(console, file_a, a, file_b, b)
+
+
+def _show(console: Console, file_a: Path, a: dict[str, Any], file_b: Path, b: dict[str, Any]) -> int:
     for name, file, state in (("first", file_a, a), ("second", file_b, b)):
         console.print(f"{name + ':':8} {file}  ({Place.of(state)})", soft_wrap=True)
     told = migrate_fingerprint(a["fingerprint"], a["version"]), migrate_fingerprint(b["fingerprint"], b["version"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,21 @@ def read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         return file, *read_state(file)
     except (OSError, FunctionalLoopError) as error:
         raise UsageError(str(error)) from None
+
+
+@contextmanager
+def showing(*files: Path) -> Generator[None]:
+    """A region in which the states of files are shown, which may hold anything, though their checksums are right.
+
+    Raises:
+        UsageError: one can't be shown.
+    """
+    try:
+        yield
+    except Exception as error:
+        named = " and ".join(map(str, files))
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{named}: can't be shown, since it holds what no run has saved ({reason})") from error
 
 
 def loop_of(folder: Path, target: str | None, trust: bool) -> Loop:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.tree import Tree
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from ..place import Place
 from ..plain import decode
 from ..proofs.differences import describe
 from .console import make_console
-from .found import read
+from .found import read, showing
 from .report import format_score
 
 _MOST = 6  # items of a list
@@ -23,6 +25,12 @@ def run(options: argparse.Namespace, command: str) -> int:
     """Print the place in the run, the scores, and a tree of names, shapes, dtypes and sizes."""
     console = make_console()
     file, state, metadata = read(options.file)
+    with showing(file):
+        _show(console, file, state, metadata)
+    return 0
+
+
+def _show(console: Console, file: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
     environment = metadata.get("environment", {})
     versions = [f"{name} {environment[name]}" for name in ("functional_loop", "torch") if name in environment]
     members, place = state.get("members", [state]), Place.of(state)
@@ -40,7 +48,6 @@ def run(options: argparse.Namespace, command: str) -> int:
     tree = Tree(f"state, {size(_bytes(rest))} of tensors")
     _grow(tree, rest)
     console.print(tree, soft_wrap=True)
-    return 0
 
 
 def _scores(state: dict[str, Any]) -> str:
