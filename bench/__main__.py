@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from . import compile as compiled
-from . import data, ensemble, hooks, memory, paper, scale, step
+from . import data, ensemble, fallbacks, hooks, memory, paper, scale, step
 from .peers import command as peers
 from .report import environment, noise, table, write_json, write_png
 from .timing import DifferentWorkError
@@ -19,6 +19,7 @@ COMMANDS = {
     "step": step,
     "data": data,
     "hooks": hooks,
+    "fallbacks": fallbacks,
     "compile": compiled,
     "ensemble": ensemble,
     "memory": memory,

@@ -56,6 +56,12 @@ def test_data(tmp_path: Path) -> None:
     assert all(row["theirs min µs"] > 0 for row in rows)
 
 
+def test_fallbacks(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "fallbacks", *QUICK)
+    assert {row["run"] for row in rows} == {"ready", "own", "large", "members"}
+    assert all(row["ratio of minima"] > 0 for row in rows)
+
+
 def test_hooks(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "hooks", "--kinds", "none", "object, reads", "--callbacks", "1", *QUICK)
     names = [row["callback"] for row in rows]
