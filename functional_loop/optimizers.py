@@ -334,8 +334,6 @@ def _defaults(cls: type[torch.optim.Optimizer], hyperparameters: dict[str, Any])
     for name, value in hyperparameters.items():
         if _has_nan(value):
             raise ValueError(f"{cls.__name__}: {name} is NaN")
-        if name == "lr" and isinstance(value, float) and math.isinf(value):
-            raise ValueError(f"{cls.__name__}: lr is {value}")
     defaults = cls([torch.zeros(1, 1)], **hyperparameters).defaults
     if defaults.get("differentiable"):
         raise ValueError("differentiable=True can't work: the update is made on copies, without a graph; leave it out")

@@ -83,6 +83,14 @@ CRAFTED: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
 }
 
 
+def test_a_replay_refuses_an_ensemble_with_more_than_its_mode(saved: dict[str, Any], tmp_path: Path) -> None:
+    tree, metadata = saved["members"]
+    tree = {**tree, "ensemble": {**tree["ensemble"], "": {"(sparse)": {}}}}
+    checkpoint_file.write(tmp_path / NAME, tree, metadata)
+    with pytest.raises(fl.CheckpointError, match="no checkpoint of a run"):
+        [*fl.verify(PLAIN_LOOP, tmp_path, from_start=True)]
+
+
 @pytest.mark.parametrize("what", CRAFTED)
 def test_ensembles_that_no_run_has_saved_are_refused_before_their_members_are_made(
     saved: dict[str, Any], tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch

@@ -183,8 +183,8 @@ def read_state(file: Path) -> tuple[StateDict, dict[str, Any]]:
         if "members" not in state:
             return _checked(migrate(state)), metadata
         members = [_checked(migrate(member)) for member in member_states(state)]
-        how = state["ensemble"]["mode"], state["ensemble"]["batch_hooks"]
-        if not members or not all(isinstance(word, str) for word in how):
+        how = state["ensemble"]
+        if not members or how.keys() != {"mode", "batch_hooks"} or not all(isinstance(how[key], str) for key in how):
             raise ValueError("it has no members, or does not say how they are trained")
     common = {key: members[0][key] for key in state if key not in ("ensemble", "members")}
     own = [{key: value for key, value in member.items() if key not in common} for member in members]
