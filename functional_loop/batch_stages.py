@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from . import measures
 from .batch import Batch, copied, to_device
 from .context import Context, after, run_as
 from .errors import add_note, noting
+from .hook_seeds import BATCH_STAGES
 from .place import check_not_moved
 from .plain import check_plain
 from .record import did_you_mean, evolve
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from .step import Gradients, Step, Tensors
 
 
-_OF_BATCHES = ("batch_begin", "after_backward", "batch_end", "batch_valid_begin", "batch_valid_end")
+_OF_BATCHES = frozenset(chain(*BATCH_STAGES.values()))
 
 
 def boundary_after(stage: str, ctx: Context, seeds: bool = True) -> Context:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Kind = Literal["train", "valid"]
-_STAGES: dict[Kind, tuple[str, ...]] = {
+BATCH_STAGES: dict[Kind, tuple[str, ...]] = {
     "train": ("batch_begin", "after_backward", "batch_end"),
     "valid": ("batch_valid_begin", "batch_valid_end"),
 }
@@ -44,7 +44,7 @@ class HookSeeds:
         self.drawing: set[tuple[str, str]] = set()
         """Stages and ids of the hooks that have been seen to draw."""
         self._seedings: dict[tuple[str, str], Seeding] = {}
-        self.hooked: set[Kind] = {kind for kind, stages in _STAGES.items() if any(map(hooks.__getitem__, stages))}
+        self.hooked: set[Kind] = {kind for kind, stages in BATCH_STAGES.items() if any(map(hooks.__getitem__, stages))}
         """Kinds of batches that have hooks."""
         self._settled: set[str] = set()
         self._of_thread = threading.local()
