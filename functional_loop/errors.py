@@ -194,16 +194,16 @@ def _stop_iteration_in(error: BaseException | None) -> StopIteration | None:
 
 
 def attach_context(error: BaseException, ctx: Context) -> None:
-    """Let ``error`` carry ``ctx``; an error that carries one already keeps it."""
-    if context_of(error) is None:
-        # Past a __setattr__ of its class, which may refuse.
-        object.__setattr__(error, _ATTRIBUTE, ctx)
+    """Let ``error`` carry ``ctx``, in place of a context of a run before (one object may be raised twice) or within."""
+    # Past a __setattr__ of its class, which may refuse.
+    object.__setattr__(error, _ATTRIBUTE, ctx)
 
 
 def context_of(error: BaseException) -> Context | None:
     """The last boundary context before ``error``, or ``None`` if it was not raised while training.
 
-    Training can be continued from it, or it can be saved: it is a legal checkpoint.
+    Training can be continued from it, or it can be saved: it is a legal checkpoint. Where a hook trains another loop, it
+    is that of the run that the error has left last.
 
     >>> context_of(ValueError("raised somewhere else")) is None
     True

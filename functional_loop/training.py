@@ -215,7 +215,8 @@ def _entered(walk: Walk) -> Generator[None]:
             yield
         finally:
             walk.close()
-    except GeneratorExit:
+    except GeneratorExit as error:
+        attach_context(error, walk.ctx)
         run_exit(walk.ctx, None)
         raise
     except BaseException as error:

@@ -449,6 +449,51 @@ def test_so_it_is_wherever_it_comes_from(kind: type[BaseException], where: str) 
     assert boundary_of(caught.value).stage == "epoch_begin"
 
 
+def fails_with(error: BaseException, at: int) -> fl.Callback:
+    def fail(ctx: fl.Context) -> fl.Context:
+        if ctx.global_step == at:
+            raise error
+        return ctx
+
+    return fl.Callback("faulty", batch_end=fail)
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, GeneratorExit, FrozenByAttrs])
+def test_an_error_that_is_raised_twice_carries_the_context_of_the_second_run(kind: type[BaseException]) -> None:
+    error = kind()
+    for at in (3, 2):
+        loop = fl.evolve(full_loop(), callbacks=[fails_with(error, at)])
+        for start in (fl.init(loop), fl.stack([fl.init(loop, seed) for seed in (1, 2)])):
+            with pytest.raises(kind) as caught:
+                fl.train(start)
+            assert caught.value is error
+            boundary = fl.context_of(error)
+            assert boundary is not None
+            assert (boundary.loop, boundary.global_step, boundary.ensemble) == (loop, at - 1, start.ensemble)
+
+
+def test_an_error_of_nested_training_carries_at_each_level_the_context_of_that_level() -> None:
+    inner = fl.evolve(full_loop(), callbacks=[fails_with(ValueError("no"), 1)])
+    found = []
+
+    def train_another(ctx: fl.Context) -> fl.Context:
+        try:
+            fl.train(fl.init(inner))
+        except ValueError as error:
+            found.append(fl.context_of(error))
+            raise
+        return ctx
+
+    outer = fl.evolve(full_loop(), callbacks=[fl.Callback("outer", epoch_end=train_another)])
+    with pytest.raises(ValueError, match="no") as caught:
+        fl.train(fl.init(outer))
+    assert found[0].loop is inner
+    boundary = fl.context_of(caught.value)
+    assert boundary is not None
+    assert boundary.loop is outer
+    fl.state_dict(boundary)
+
+
 def test_a_region_is_left_as_a_context_manager_is() -> None:
     events: list[str] = []
 

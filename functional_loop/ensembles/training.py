@@ -156,8 +156,9 @@ def _run(ctx: Context, stop: float | None) -> Generator[Run]:
                 continue
             before = run.crew.live.stage
             yield run
-    except GeneratorExit:
-        _exit(run.context(), None)
+    except GeneratorExit as error:
+        attach_context(error, last := run.context())
+        _exit(last, None)
         raise
     except BaseException as error:
         attach_context(error, last := run.context())
