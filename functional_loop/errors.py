@@ -202,8 +202,8 @@ def attach_context(error: BaseException, ctx: Context) -> None:
 def context_of(error: BaseException) -> Context | None:
     """The last boundary context before ``error``, or ``None`` if it was not raised while training.
 
-    Training can be continued from it, or it can be saved: it is a legal checkpoint. Where a hook trains another loop, it
-    is that of the run that the error has left last.
+    Training can be continued from it, or it can be saved: it is a legal checkpoint. Where a hook trains another loop,
+    it is that of the run that the error has left last.
 
     >>> context_of(ValueError("raised somewhere else")) is None
     True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
 from pathlib import Path
@@ -205,8 +204,7 @@ class CheckpointStore:
 
         def write() -> list[str]:
             with lock.writing:
-                self._check_there(lock)
-                return self._saver.write(entry, state, metadata)
+                return self._saver.write(entry, state, metadata, lock)
 
         if wait:
             _warn(write())
@@ -266,7 +264,7 @@ class CheckpointStore:
             OSError: the folder can't be written to, or was moved, removed or replaced since it was locked.
         """
         if self._lock is not None:
-            self._check_there(self._lock)
+            self._lock.check_is_of(self.path)
         if self._lock is not None and not self._lock.is_held:
             self._lock.release()
             self._lock = None
@@ -277,14 +275,8 @@ class CheckpointStore:
                 self._lock = FolderLock(self.path)
                 if self._lock.is_first and self._lock.excludes_others:
                     with self._lock.writing:
-                        _warn(delete(left_over(self.path)))
+                        _warn(delete(left_over(self.path), self._lock.folder))
         return self._lock
-
-    def _check_there(self, lock: FolderLock) -> None:
-        if not lock.is_of(self.path):
-            with explaining(self.path):
-                what = "The folder of the checkpoints was moved, removed or replaced, so that nothing is written there"
-                raise FileNotFoundError(errno.ENOENT, what, str(self.path))
 
 
 def _warn(messages: list[str]) -> None:

@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ import pytest
 
 import functional_loop as fl
 from functional_loop.callbacks import checkpoint, csv_log
+from functional_loop.disk import checkpoint_file
 from functional_loop.disk.durable import replacing
 from functional_loop.disk.folder import entry_of
 from functional_loop.disk.lock import NAME
@@ -287,6 +290,52 @@ def test_a_folder_that_is_replaced_while_a_save_waits_is_not_written_to(tmp_path
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("in_its_place", ["nothing", "an empty folder", "a copy", "another run"])
+def test_a_folder_may_be_replaced_at_any_call_of_a_save(before: Path, tmp_path: Path, in_its_place: str) -> None:
+    """What takes the place of the folder stays as it is; the folder that was moved holds the old or the new."""
+    for n, folder in copies(before, tmp_path):
+        (moved := tmp_path / "moved").mkdir()
+        placed: dict[str, bytes] = {}
+
+        def replace(number: int, name: str, n: int = n, folder: Path = folder) -> None:
+            if number != n:
+                return
+            if in_its_place == "a copy":
+                shutil.copytree(folder, moved / "copy")
+            elif in_its_place == "another run":
+                shutil.copytree(before, moved / "copy")
+            elif in_its_place == "an empty folder":
+                subprocess.run(["mkdir", moved / "copy"], check=True)
+            subprocess.run(["mv", "-T", folder, moved / "run"], check=True)
+            if in_its_place != "nothing":
+                subprocess.run(["mv", "-T", moved / "copy", folder], check=True)
+                placed.update(files_of(folder))
+
+        store = fl.CheckpointStore(folder, keep_last=1)
+        store.check(NEW)
+        raised = None
+        with counting(replace, after=False) as made:
+            try:
+                save(folder, store)
+            except FileNotFoundError as error:
+                raised = error
+        store.close()
+        if len(made) < n:
+            break  # the rest of the calls were made by `check`
+        assert (files_of(folder) if folder.exists() else {}) == placed
+        found = what_is_there(moved / "run")
+        if raised is None:
+            assert (found, made[n - 1]) == ("new", "unlink")  # it was saved before
+        else:
+            assert "moved, removed or replaced" in str(raised)
+        shutil.rmtree(moved)
+    assert n > 5
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_another_working_folder_moves_no_store_and_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("before", "after"):
         (tmp_path / name).mkdir()
@@ -313,6 +362,50 @@ def test_nothing_is_written_through_names_that_others_have_taken(tmp_path: Path)
     with pytest.raises(fl.CheckpointError):
         fl.CheckpointStore(folder).save(OLD)
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("what", ["a dangling link", "a link to itself", "a pipe", "a folder", "a socket"])
+def test_what_is_no_file_is_not_written_over_and_not_waited_for(tmp_path: Path, what: str) -> None:
+    path = entry_of(tmp_path, NEW).path
+    if what == "a dangling link":
+        path.symlink_to(tmp_path / "nothing")
+    elif what == "a link to itself":
+        path.symlink_to(path)
+    elif what == "a pipe":
+        os.mkfifo(path)
+    elif what == "a folder":
+        path.mkdir()
+    else:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(os.path.relpath(path))
+        listening.close()
+    before = os.lstat(path)
+    with fl.CheckpointStore(tmp_path) as store, pytest.raises((fl.CheckpointError, OSError)) as caught:
+        store.save(NEW)
+    assert str(path) in str(caught.value)
+    assert os.path.samestat(os.lstat(path), before)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    with pytest.raises((fl.CheckpointError, OSError)):
+        checkpoint_file.read(path)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_checkpoint_that_has_another_name_too_is_replaced_under_its_own(tmp_path: Path, link: Any) -> None:
+    """Copies by links, as backups make them, keep the old bytes."""
+    with fl.CheckpointStore(tmp_path / "run") as store:
+        path = store.save(at(2))
+    kept = tmp_path / "kept.safetensors"
+    if link is os.link:
+        os.link(path, kept)
+    else:
+        path.rename(kept)
+        path.symlink_to(kept)
+    before = kept.read_bytes()
+    later = next(ctx for ctx in reversed(BOUNDARIES) if ctx.global_step == 2)
+    assert fl.CheckpointStore(tmp_path / "run").save(later) == path
+    assert kept.read_bytes() == before
+    assert not path.is_symlink()
+    assert fl.digest(fl.CheckpointStore(tmp_path / "run").load(LOOP)) == fl.digest(later)
 
 
 def test_a_name_in_use_is_not_the_one_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

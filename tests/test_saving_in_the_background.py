@@ -133,7 +133,7 @@ def test_a_failed_deletion_is_a_warning_of_what_comes_next(tmp_path: Path, monke
     store = fl.CheckpointStore(tmp_path, keep_last=1)
     store.save(at(1))
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "unlink", full_disk)
+        patched.setattr("os.unlink", full_disk)
         store.save(at(2), wait=False)
         store._background.join()
     with pytest.warns(UserWarning, match="could not be deleted"):

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ class _Index:
     tensors: dict[str, _Stored]
 
 
-def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any]) -> None:
+def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any], folder: int | None = None) -> None:
     """Write ``tree`` and ``metadata`` to the file ``path``, durably and all or nothing.
 
     A tensor object that occurs twice is stored once; of a view, the elements that it shows are stored.
@@ -96,6 +97,7 @@ def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any]) -> 
         path: the file; one that exists is replaced when the new one is complete and on the disk.
         tree: nested dicts (str keys) and lists of tensors, int, float, bool, str and None.
         metadata: the same without tensors; `read_metadata` reads it without reading the tensors.
+        folder: the descriptor of the folder of the file, as for `replacing`.
 
     Raises:
         TypeError: something else is in the tree; the message names its path.
@@ -110,7 +112,7 @@ def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any]) -> 
     ({'weight': tensor([1., 1.]), 'steps': [1, 2]}, {'seed': 0})
     """
     header, tensors = _prepared(tree, metadata, _sha256)
-    with replacing(Path(path)) as write_bytes:
+    with replacing(Path(path), folder) as write_bytes:
         write_bytes(header)
         for tensor in tensors.values():
             write_bytes(tensor_bytes(tensor))
@@ -232,14 +234,23 @@ def _sha256(tensor: Tensor) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
-    """The file for reading; what the disk can't read any more is damage."""
+    """The file for reading; what the disk can't read any more is damage.
+
+    A folder, a pipe or a device of that name is none: opening one may wait for ever.
+    """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_not_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CheckpointError(f"{path} is no checkpoint: it is no regular file")
             yield file
     except OSError as error:
         if error.errno != errno.EIO:
             raise
         raise CheckpointError(f"{path} is damaged: it can't be read from the disk: {error}") from error
+
+
+def _not_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _header(index: _Index) -> bytes:

@@ -49,10 +49,14 @@ def explaining(path: Path) -> Generator[None]:
 
 
 @region
-def replacing(path: Path) -> Generator[Write]:
+def replacing(path: Path, folder: int | None = None) -> Generator[Write]:
     """A function that writes bytes to what takes the place of the file ``path``: when it is complete and on the disk.
 
     If anything fails, the file is what it was before, and nothing is left behind.
+
+    Args:
+        folder: the descriptor of the folder of ``path``, see `open_folder`, in which the file is then made even if
+            another folder has taken the place of that one.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
@@ -63,42 +67,50 @@ def replacing(path: Path) -> Generator[Write]:
     'a lot of text'
     """
     with explaining(path):
-        with _beside(path) as (descriptor, _):
-            yield lambda data: _write_all(descriptor, data)
-            os.fsync(descriptor)
-        sync_folder(path.parent)
+        within = open_folder(path.parent) if folder is None else folder
+        try:
+            with _beside(path, within) as (descriptor, _):
+                yield lambda data: write_all(descriptor, data)
+                os.fsync(descriptor)
+            if within is not None:
+                _sync(within)
+        finally:
+            if within is not None and folder is None:
+                os.close(within)
 
 
 @region
 def replacing_by_name(path: Path) -> Generator[Path]:
     """As `replacing`, for libraries that write to a file by its name; it is not made sure that it is on the disk."""
-    with _beside(path) as (_, temporary):
+    with _beside(path, None) as (_, temporary):
         yield temporary
 
 
 @region
-def _beside(path: Path) -> Generator[tuple[int, Path]]:
+def _beside(path: Path, folder: int | None) -> Generator[tuple[int, Path]]:
     """A new file, which takes the place of ``path`` at the end; its descriptor and its name.
 
     Its name is one that is not in use, and can't be foreseen: nothing is written to what others have put there.
     """
     temporary = path.with_name(f"{path.name}.{secrets.randbelow(2**63)}.tmp")
+    new, old = (temporary, path) if folder is None else (temporary.name, path.name)
     try:
-        descriptor = os.open(temporary, _NEW, 0o666)
+        descriptor = os.open(new, _NEW, 0o666, dir_fd=folder)
         try:
             yield descriptor, temporary
         finally:
             os.close(descriptor)
-        os.replace(temporary, path)
+        os.replace(new, old, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException as error:
         # What was there before is not ours to remove.
         if not isinstance(error, FileExistsError):
             with suppress(OSError):
-                os.unlink(temporary)
+                os.unlink(new, dir_fd=folder)
         raise
 
 
-def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """`os.write` until everything is written."""
     view = memoryview(data)
     while view:
         # A system may take less than it is given: Linux takes 2 GiB at most.
@@ -115,16 +127,24 @@ def make_folder(path: Path) -> None:
         sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """A new name lasts when its folder is on the disk; only POSIX lets us ask for that."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def open_folder(path: Path) -> int | None:
+    """A descriptor of the folder ``path``, which stays that of this folder when it is moved; only POSIX has such."""
+    return os.open(path, os.O_RDONLY) if os.name == "posix" else None
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk: only then a new one lasts."""
+    if (descriptor := open_folder(path)) is not None:
+        try:
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sync(folder: int) -> None:
     try:
-        os.fsync(descriptor)
+        os.fsync(folder)
     except OSError as error:
         # Some network file systems know no such request, and do it unasked.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
-    finally:
-        os.close(descriptor)

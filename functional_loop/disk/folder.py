@@ -243,12 +243,14 @@ def _would_go_on(state: Any, loop: Loop) -> bool:
     return False
 
 
-def delete(paths: list[Path]) -> list[str]:
-    """Delete files; what failed, a line each."""
+def delete(paths: list[Path], folder: int | None) -> list[str]:
+    """Delete files of the folder with the descriptor ``folder``, see `open_folder`; what failed, a line each."""
     failed = []
     for path in paths:
         try:
-            path.unlink(missing_ok=True)
+            os.unlink(path if folder is None else path.name, dir_fd=folder)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             failed.append(f"an old checkpoint could not be deleted: {error}")
     return failed

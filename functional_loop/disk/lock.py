@@ -17,6 +17,7 @@ from pathlib import Path
 import attrs
 
 from ..errors import CheckpointError, StoreInUseError
+from .durable import explaining, open_folder
 
 try:
     import fcntl
@@ -34,11 +35,15 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @attrs.define(eq=False)
 class _Held:
-    """A lock that this process has, and how many `FolderLock` share it; no descriptor where there are no locks."""
+    """A lock that this process has, the folder that it is in, and how many `FolderLock` share it.
+
+    There is no descriptor of the file where there are no locks, and none of the folder outside of POSIX.
+    """
 
     path: Path
     descriptor: int | None
-    folder: os.stat_result
+    folder: int | None
+    status: os.stat_result
     writing: threading.RLock = attrs.field(factory=threading.RLock)
     users: int = 0
     lost: bool = False
@@ -101,32 +106,55 @@ class FolderLock:
         """Whether there are locks where the folder is."""
         return self._held.descriptor is not None
 
+    @property
+    def folder(self) -> int | None:
+        """The descriptor of the folder that is locked, wherever it is by now; ``None`` outside of POSIX."""
+        return self._held.folder
+
     def is_of(self, folder: Path) -> bool:
         """Whether ``folder`` is still the one that was locked, and not another that has taken its place."""
         try:
-            return os.path.samestat(self._held.folder, os.stat(folder))
+            return os.path.samestat(self._held.status, os.stat(folder))
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+    def check_is_of(self, folder: Path) -> None:
+        """Raises a FileNotFoundError if ``folder`` is not the one that was locked any more."""
+        if not self.is_of(folder):
+            what = "The folder of the checkpoints was moved, removed or replaced, so that nothing is written there"
+            with explaining(folder):
+                raise FileNotFoundError(errno.ENOENT, what, str(folder))
 
     def release(self) -> None:
         """Let others write; the last one in this process to do so removes the file that was locked."""
         self._release()
 
 
-def _acquire(folder: Path) -> _Held:
-    path = folder / NAME
+def _acquire(path: Path) -> _Held:
+    # Open, so that no other folder gets its number.
+    folder = open_folder(path)
+    try:
+        status = os.stat(path if folder is None else folder)
+        return _Held(path / NAME, _locked(path / NAME), folder, status)
+    except BaseException:
+        if folder is not None:
+            os.close(folder)
+        raise
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor of the file, which is locked; ``None`` where there are no locks."""
     while True:
-        status = os.stat(folder)
         descriptor = _opened(path)
         try:
             _check_own(descriptor, path)
             if not _try_to_lock(descriptor, path):
                 os.close(descriptor)
-                return _Held(path, None, status)
+                return None
             # The process that had it before may have removed the file between our opening and our locking it.
             if _is_at(descriptor, path):
                 _sign(descriptor)
-                return _Held(path, descriptor, status)
+                return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -181,7 +209,7 @@ def _try_to_lock(descriptor: int, path: Path) -> bool:
     warnings.warn(
         f"{path.parent} can't be locked ({reason}); take care that no second process writes there",
         UserWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
     return False
 
@@ -227,7 +255,13 @@ def _release(held: _Held) -> None:
                 # Removed before it is unlocked: no other process can have locked it yet.
                 if _is_at(held.descriptor, held.path):
                     os.unlink(held.path)
-            os.close(held.descriptor)
+        _close(held)
+
+
+def _close(held: _Held) -> None:
+    for descriptor in (held.descriptor, held.folder):
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _disown() -> None:
@@ -236,8 +270,7 @@ def _disown() -> None:
     _guard = threading.RLock()
     for held in _held.values():
         held.lost = True
-        if held.descriptor is not None:
-            os.close(held.descriptor)
+        _close(held)
     _held.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..stages import BOUNDARIES
 from ..state import digest_of, durable
 from . import checkpoint_file
 from .folder import PLACE, Entry, delete, entries, newest_metadata, readable, signature
+from .lock import FolderLock
 from .retention import Retention
 
 
@@ -80,22 +82,27 @@ class Saver:
                 found,
             )
 
-    def write(self, entry: Entry, state: Any, metadata: dict[str, Any]) -> list[str]:
+    def write(self, entry: Entry, state: Any, metadata: dict[str, Any], lock: FolderLock) -> list[str]:
         """Write a file, and delete what is too old when it is on the disk; what could not be deleted, a line each.
 
-        Where a later boundary of the step is saved already, that stays.
+        Where a later boundary of the step is saved already, that stays. All is done in the folder that is locked,
+        wherever that is by now: nothing in a folder that has taken its place changes.
 
         Raises:
             StateDictError, CheckpointError: as `check_run`, or the file to be replaced is damaged or of another run.
-            OSError: the file could not be written.
+            OSError: the file could not be written; or the folder is not the one that was locked any more.
         """
+        lock.check_is_of(self.folder)
         identity = identity_of(metadata)
         self.check_run(identity)
         if self._replaces(entry, state, metadata):
-            checkpoint_file.write(entry.path, state, metadata)
+            checkpoint_file.write(entry.path, state, metadata, lock.folder)
+            lock.check_is_of(self.folder)
             self._last_written = entry.path, signature(entry.path)
+        too_old = self._too_old(entry.global_step, identity)
+        lock.check_is_of(self.folder)
         self._identity = identity
-        return delete(self._too_old(entry.global_step, identity))
+        return delete(too_old, lock.folder)
 
     def started(self) -> dict[str, Any]:
         """What is known of the start of the run that the folder holds."""
@@ -111,8 +118,10 @@ class Saver:
             CheckpointError: the file that is there is another.
         """
         path = entry.path
-        if not path.exists():
+        if not os.path.lexists(path):
             return True
+        if not path.exists():
+            raise CheckpointError(f"refused to write over {path}, which is a link that leads nowhere: move it away")
         own = self._last_written == (path, signature(path))
         try:
             saved = entry.metadata() if own else entry.verify()
