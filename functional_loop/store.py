@@ -193,17 +193,18 @@ class CheckpointStore:
         """
         self.wait()
         check_place(ctx, "save")
-        self.retention.check(ctx.loop)
-        state = state_dict(ctx)
-        self._saver.check_allow(state)
-        if ctx.epoch == 0:
-            self._saver.check_start(ctx, state)
-        metadata = describe(ctx, state, self._saver.started())
-        self._saver.check_run(identity_of(metadata))
-        lock, entry = self._locked(), entry_of(self.path, ctx)
+        with explaining(self.path):
+            self.retention.check(ctx.loop)
+            state = state_dict(ctx)
+            self._saver.check_allow(state)
+            if ctx.epoch == 0:
+                self._saver.check_start(ctx, state)
+            metadata = describe(ctx, state, self._saver.started())
+            self._saver.check_run(identity_of(metadata))
+            lock, entry = self._locked(), entry_of(self.path, ctx)
 
         def write() -> list[str]:
-            with lock.writing:
+            with lock.writing, explaining(self.path):
                 return self._saver.write(entry, state, metadata, lock)
 
         if wait:
@@ -263,14 +264,14 @@ class CheckpointStore:
             StoreInUseError: another process has it.
             OSError: the folder can't be written to, or was moved, removed or replaced since it was locked.
         """
-        if self._lock is not None:
-            self._lock.check_is_of(self.path)
-        if self._lock is not None and not self._lock.is_held:
-            self._lock.release()
-            self._lock = None
-            self._saver.forget()
-        if self._lock is None:
-            with explaining(self.path):
+        with explaining(self.path):
+            if self._lock is not None:
+                self._lock.check_is_of(self.path)
+            if self._lock is not None and not self._lock.is_held:
+                self._lock.release()
+                self._lock = None
+                self._saver.forget()
+            if self._lock is None:
                 make_folder(self.path)
                 self._lock = FolderLock(self.path)
                 if self._lock.is_first and self._lock.excludes_others:

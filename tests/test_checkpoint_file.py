@@ -510,7 +510,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error_with_an_intact_file(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "sync_folder", fail)
+        patched.setattr(durable, "_sync", fail)
         with pytest.raises(OSError, match="Input/output"):
             write(path, {"step": 2}, {})
     assert read(path)[0] == {"step": 2}

@@ -175,10 +175,10 @@ def test_an_error_in_the_background_is_the_error_of_the_run(
 ) -> None:
     write = checkpoint_file.write
 
-    def fail(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
+    def fail(path: Path, tree: Any, metadata: dict[str, Any], folder: int | None) -> None:
         if metadata["global_step"] == failing and (failing == 2 or metadata["stage"] == "end"):
             full_disk()
-        write(path, tree, metadata)
+        write(path, tree, metadata, folder)
 
     slowly = fl.Callback("slowly", batch_begin=lambda ctx: time.sleep(0.02) or ctx)
     loop = saving(tmp_path, slowly, every_steps=2, asynchronous=True)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from ..errors import add_note, region
+from ..errors import add_note, notes_of, region
 
 Write: TypeAlias = Callable[[bytes | memoryview], None]
 
@@ -19,6 +19,8 @@ TEMPORARY = r"\.[0-9]+\.tmp"
 leaves it behind."""
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+_WHILE = "while saving "
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space on it",
@@ -34,12 +36,15 @@ _ADVICE = {
 
 @region
 def explaining(path: Path) -> Generator[None]:
-    """An error of the operating system says what was being saved, and what can be done."""
+    """An error of the operating system says what was being saved, and what can be done; of regions within one another,
+    the innermost says it."""
     try:
         yield
     except BaseException as error:
+        if any(note.startswith(_WHILE) for note in notes_of(error)):
+            raise
         advice = _ADVICE.get(error.errno or 0) if isinstance(error, OSError) else None
-        add_note(error, f"while saving {path}" + (f": {advice}" if advice else ""))
+        add_note(error, f"{_WHILE}{path}" + (f": {advice}" if advice else ""))
         if isinstance(error, OSError):
             add_note(
                 error,

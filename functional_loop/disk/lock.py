@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 
 from ..errors import CheckpointError, StoreInUseError
-from .durable import explaining, open_folder
+from .durable import open_folder
 
 try:
     import fcntl
@@ -122,8 +122,7 @@ class FolderLock:
         """Raises a FileNotFoundError if ``folder`` is not the one that was locked any more."""
         if not self.is_of(folder):
             what = "The folder of the checkpoints was moved, removed or replaced, so that nothing is written there"
-            with explaining(folder):
-                raise FileNotFoundError(errno.ENOENT, what, str(folder))
+            raise FileNotFoundError(errno.ENOENT, what, str(folder))
 
     def release(self) -> None:
         """Let others write; the last one in this process to do so removes the file that was locked."""
