@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
+import contextvars
 import functools
 import itertools
 import random
 import struct
 import sys
 import types
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -38,6 +41,11 @@ _HOOKS = {
 }
 _REGISTERED = ("_parameters", "_buffers", "_modules", *_HOOKS)
 _OPAQUE = (types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device, torch.layout, str, bytes, int, float)
+
+_NAMESPACES = frozenset({"types", "argparse", "collections", "_thread"})
+"""Modules of the standard library with classes whose objects hold what they are given in attributes."""
+
+_CACHE: type = type(functools.lru_cache(len))
 
 Children = Iterator[tuple[str, Any]]
 
@@ -90,9 +98,26 @@ def _children(path: str, value: Any, own: Collection[int]) -> Children:
             yield from ((f"{path} > {name}", each) for name, each in ({} if frame is None else frame.f_locals).items())
         case type():
             yield from _of_class(path, value)
-        case _ if not is_library(type(value).__module__):
+        case weakref.ref():
+            yield f"{path}()", value()
+        case contextvars.ContextVar():
+            yield f"{path}.get()", value.get(None)
+        case _ if is_cache(value):
+            yield f"{path}.__wrapped__", value.__wrapped__
+        case _ if has_attributes(value):
             yield from attributes(path, value)
             yield from _of_class(path, type(value))
+
+
+def has_attributes(value: Any) -> bool:
+    """Whether the attributes of an object are its user's: those of library classes are not, but for bare namespaces."""
+    module = type(value).__module__
+    return isinstance(value, nn.Module) or module in _NAMESPACES or not is_library(module)
+
+
+def is_cache(value: Any) -> bool:
+    """Whether a function is one of `functools.lru_cache`, of code that is no library's."""
+    return isinstance(value, _CACHE) and not is_library(value.__module__)
 
 
 def _of_module(path: str, module: nn.Module, own: Collection[int]) -> Children:
@@ -133,7 +158,7 @@ def _of_function(path: str, function: types.FunctionType) -> Children:
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     yield from ((f"{path} > default {i}", value) for i, value in enumerate(defaults))
     if not is_library(function.__module__ or ""):
-        for name in _names(code):
+        for name in names_of(function):
             if name in function.__globals__:
                 yield f"global {name}", function.__globals__[name]
 
@@ -146,6 +171,11 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _EMPTY
+
+
+def names_of(function: types.FunctionType) -> Iterator[str]:
+    """The names of globals that a function may look up, and of attributes, which can't be told apart."""
+    return _names(function.__code__)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -198,6 +228,10 @@ def token(value: Any, most: int = HASHED) -> Any:
             return random.Random, hash(value.getstate())
         case dict() | list() | tuple() | set() | frozenset() | deque():
             return type(value), len(value)
+        case bytearray() | memoryview() | array.array():
+            return type(value), zlib.crc32(value)
+        case _ if is_cache(value):
+            return value.cache_info()[1:]
         case itertools.count():
             return repr(value)
         case types.GeneratorType():
@@ -212,9 +246,13 @@ def token(value: Any, most: int = HASHED) -> Any:
         case _ if numpy is not None and isinstance(value, numpy.random.RandomState):
             return repr(value.get_state())
         case Iterator():
-            hint: Callable[[], int] = getattr(value, "__length_hint__", lambda: 0)
+            hint: Callable[[], object] = getattr(value, "__length_hint__", _Unknown)
             return type(value), hint()
     return type(value)
+
+
+class _Unknown:
+    """Equal to no other: what can't be looked at may have changed."""
 
 
 def _of_tensor(tensor: Tensor, most: int) -> Any:

@@ -167,32 +167,29 @@ class Step:
         with_loss: bool = False,
     ) -> tuple[Any, Any]:
         """Outputs in evaluation mode, and the loss if wanted, without a graph; what becomes of buffers is dropped."""
-        call = partial(self.call, params, buffers, trainable, seed=seed, with_loss=with_loss)
         if "evaluation" not in self.probed.done:
             with self.probed.once("evaluation"):
-                made: tuple[Any, Any] = probing.evaluate(self, call, batch)
+                made: tuple[Any, Any] = probing.evaluate(self, params, buffers, trainable, batch, seed, with_loss)
                 return made
-        return call(self.network, batch)
+        return self.call(params, buffers, trainable, batch, seed, with_loss)
 
     def call(
         self,
         params: Tensors,
         buffers: Tensors,
         trainable: tuple[str, ...],
-        network: FunctionalNetwork,
         batch: Batch,
-        *,
         seed: int,
         with_loss: bool,
         training: bool = False,
     ) -> tuple[Any, Any]:
-        """Outputs of ``network``, and the loss if wanted, without a graph."""
+        """Outputs, and the loss if wanted, without a graph."""
 
         def forward() -> tuple[Any, Any]:
             leaves = self.leaves(params, trainable)
             if not with_loss:
-                return network.outputs(leaves, buffers, batch.x, training)[0], ()
-            loss, outputs, _ = network.loss(leaves, buffers, batch.x, batch.y, training)
+                return self.network.outputs(leaves, buffers, batch.x, training)[0], ()
+            loss, outputs, _ = self.network.loss(leaves, buffers, batch.x, batch.y, training)
             check_scalar(loss)
             return outputs, loss.detach()
 

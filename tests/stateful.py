@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 import time
+import types
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,91 @@ class Clock(Base):
         return h + time.perf_counter_ns() % 99_991 / 99_991
 
 
+class InANamespace(Base):
+    def set_up(self) -> None:
+        self.state = types.SimpleNamespace(scale=None)
+
+    def middle(self, h: Tensor) -> Tensor:
+        if self.state.scale is None:
+            self.state.scale = h.detach().mean()
+        return h * self.state.scale
+
+
+class InBytes(Base):
+    def set_up(self) -> None:
+        self.calls = bytearray(1)
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.calls[0] += 1
+        return h * self.calls[0]
+
+
+class DrawnOnce(Base):
+    def set_up(self) -> None:
+        self.mask: Any = None
+
+    def middle(self, h: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.rand(4)
+        return h * self.mask
+
+
+class OfTheFirstParameters(Base):
+    @functools.cached_property
+    def norm(self) -> Tensor:
+        return self.o.weight.detach().norm()
+
+    def middle(self, h: Tensor) -> Tensor:
+        return h / self.norm
+
+
+@functools.lru_cache
+def drawn_mask(size: int) -> Tensor:
+    return torch.rand(size)
+
+
+class DrawnInACache(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        return h * drawn_mask(h.shape[1])
+
+
+TABLES: dict[int, Tensor] = {}
+
+
+class DrawnInAGlobal(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        return h * TABLES.setdefault(h.shape[1], torch.rand(h.shape[1]))
+
+
+class WarmingUp(Base):
+    def set_up(self) -> None:
+        self.calls = 0
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        return h if self.calls < 100 else 2 * h
+
+
+class WarmingUpInADict(Base):
+    def set_up(self) -> None:
+        self.state = {"calls": 0}
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.state["calls"] += 1
+        return h if self.state["calls"] < 100 else 2 * h
+
+
+class EveryTenth(Base):
+    def set_up(self) -> None:
+        self.calls, self.scale = 0, 1.0
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls % 10 == 0:
+            self.scale *= 0.5
+        return h * self.scale
+
+
 KEEPING: dict[type[Base], str] = {
     Hidden: r"network\.h,",
     Undetached: r"network\.h,",
@@ -232,6 +318,15 @@ KEEPING: dict[type[Base], str] = {
     InAClosure: r"the forward hook of network\.a > calls",
     OfTheOriginal: r"the forward hook of network\.a > self\.calls",
     InTheGradient: r"network\.scale",
+    InANamespace: r"network\.state\.scale",
+    InBytes: r"network\.calls",
+    DrawnOnce: r"after another batch.*network\.mask",
+    OfTheFirstParameters: r"after another batch.*network\.norm",
+    DrawnInACache: r"after another batch.*global drawn_mask",
+    DrawnInAGlobal: r"after another batch.*global TABLES",
+    WarmingUp: r"after another batch.*network\.calls",
+    WarmingUpInADict: r"after another batch.*network\.state\['calls'\]",
+    EveryTenth: r"after another batch.*network\.calls",
     Clock: "a file, a clock",
 }
 """A state that training leaves to training."""
@@ -546,7 +641,40 @@ class OverwritingBuffers(Base):
         return h - self.mean
 
 
+class OldSpectralNorm(Base):
+    """A hook replaces a plain attribute, whose memory is used again."""
+
+    def set_up(self) -> None:
+        self.o = torch.nn.utils.spectral_norm(self.o)
+
+
+@functools.lru_cache
+def table(size: int) -> Tensor:
+    return torch.arange(float(size))
+
+
+class CachedTable(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        return h * table(h.shape[1])
+
+
+class LoggingNow(Base):
+    """Counts, and looks at the count, for what is no part of the result."""
+
+    def set_up(self) -> None:
+        self.calls, self.shown = 0, []
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls % 2 == 0:
+            self.shown.append(h.detach().mean().item())
+        return h
+
+
 LEGAL: tuple[type[Base], ...] = (
+    OldSpectralNorm,
+    CachedTable,
+    LoggingNow,
     KeptForAPlot,
     KeptInAList,
     Cached,

@@ -151,12 +151,24 @@ def test_it_is_looked_at_once_for_a_loop() -> None:
     loop = make_loop(network=Noting(), epochs=1)
     start = fl.init(loop)
     fl.train(start)
-    # Of three batches the first is computed twice; and twice more after another, since the network keeps ``calls``.
-    assert len(calls) == 3 + 1 + 2
+    # Of three batches the first is computed twice. What is computed of others beside leaves nothing behind.
+    assert len(calls) == 3 + 1
     calls.clear()
     fl.train(start)
     [*fl.iterate(start)]
     assert len(calls) == 6
+
+
+class ArrayOverABuffer(Base):
+    def set_up(self) -> None:
+        self.register_buffer("mean", torch.zeros(4))
+        self.array = self.mean.numpy()
+
+
+@pytest.mark.parametrize("made_by_function", [False, True])
+def test_an_array_over_the_memory_of_a_buffer_is_refused(made_by_function: bool) -> None:
+    with pytest.raises(ValueError, match=r"network\.array is an array over the memory of 'mean'"):
+        fl.init(make_loop(network=ArrayOverABuffer if made_by_function else ArrayOverABuffer()))
 
 
 def test_a_refusal_comes_again() -> None:
@@ -183,6 +195,37 @@ class CountingModule(nn.Module):
     def forward(self, y_hat: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
         return nn.functional.mse_loss(y_hat, y) * self.calls
+
+
+def relative_to_the_first() -> Any:
+    first: Any = None
+
+    def loss(y_hat: Tensor, y: Tensor) -> Tensor:
+        nonlocal first
+        found = nn.functional.mse_loss(y_hat, y)
+        if first is None:
+            first = found.item()
+        return found / first
+
+    return loss
+
+
+class RelativeToTheFirst:
+    first: Any = None
+
+    def __call__(self, y_hat: Tensor, y: Tensor) -> Tensor:
+        found = nn.functional.mse_loss(y_hat, y)
+        if self.first is None:
+            self.first = found.item()
+        return found / self.first
+
+
+@pytest.mark.parametrize("make", [relative_to_the_first, RelativeToTheFirst])
+def test_what_a_loss_keeps_of_the_first_batch_is_refused_again_and_again(make: Callable[[], Any]) -> None:
+    start = fl.init(make_loop(loss=make()))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"after another batch.*first"):
+            fl.train(start)
 
 
 @pytest.mark.parametrize("loss", [CountingLoss(), CountingModule(), CountingLoss().__call__])
