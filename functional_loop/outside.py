@@ -164,7 +164,11 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def strangers(loss: Tensor, given: Iterable[Tensor]) -> list[Tensor]:
-    """The leaves of the graph of a loss that are not ``given``."""
+    """The leaves of the graph of a loss that are not ``given``.
+
+    Raises:
+        ValueError: a part of the graph is a checkpoint with a backward pass of its own, whose gradients are lost.
+    """
     given = list(given)
     known = set(map(id, given))
     # A batch may have a graph of its own, as in meta-learning.
@@ -174,8 +178,29 @@ def strangers(loss: Tensor, given: Iterable[Tensor]) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "the network uses torch.utils.checkpoint with use_reentrant=True, by which the parameters within get "
+                f"no gradient: {_OWN_BACKWARD}"
+            )
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in known:
             found[id(leaf)] = leaf
         todo.extend(function for function, _ in node.next_functions)
     return list(found.values())
+
+
+def refuse_own_backward(leaves: Mapping[str, Tensor]) -> None:
+    """Refuse parameters to whose ``grad`` the network itself has added in the backward pass."""
+    for name, leaf in leaves.items():
+        if leaf.grad is not None:
+            raise ValueError(
+                f"a backward pass within the network or the loss has added to the grad of {name!r}, where no update "
+                f"finds it: {_OWN_BACKWARD}"
+            )
+
+
+_OWN_BACKWARD = (
+    "gradients are what torch.autograd.grad gives. Use torch.utils.checkpoint with use_reentrant=False; a function of "
+    "your own takes the parameters as arguments and returns their gradients, and calls no backward()"
+)

@@ -16,7 +16,7 @@ from .batch import Batch, copied
 from .earlier_batches import Inputs, difference_after_others
 from .errors import region
 from .network import check_same_form
-from .outside import Reads, Whole, strangers, tensors
+from .outside import Reads, Whole, refuse_own_backward, strangers, tensors
 from .reachable import EVERYTHING, changed, token
 from .twice import Bits, bits_of, difference, is_rounding, output_bits, refusal
 
@@ -71,6 +71,7 @@ def differentiate(
     with Reads(whole.foreign(step.probed.suspects)) as reads:
         first = step.differentiate(own, [own[name] for name in trainable], buffers, own_batch, seed, probe=True)
     reads.refuse()
+    refuse_own_backward(own)
     _refuse_writes(values, _values(leaves, step.network.writes))
     for name, buffer in buffers.items():
         check_same_form(name, buffer, first[2][name])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import functional_loop as fl
 
@@ -440,6 +441,42 @@ class ViewOfAParameter(Base):
         return h * self.first
 
 
+class ReentrantCheckpoint(Base):
+    """Of an input: torch itself refuses one of a hidden layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = checkpoint(self.a, x.detach().requires_grad_(), use_reentrant=True)
+        return self.o(hidden.tanh())
+
+
+class Reversing(torch.autograd.Function):
+    """Computes again what it needs for gradients, as reversible networks do."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(h)
+        with torch.no_grad():
+            return layer(h)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (h,) = ctx.saved_tensors
+        with torch.enable_grad():
+            h = h.detach().requires_grad_()
+            torch.autograd.backward(ctx.layer(h), grad)
+        return h.grad, None
+
+
+class Reversible(Base):
+    def set_up(self) -> None:
+        self.layer = nn.Linear(4, 4)
+
+    def middle(self, h: Tensor) -> Tensor:
+        made: Tensor = Reversing.apply(h, self.layer)
+        return made
+
+
 ELSEWHERE: dict[type[Base], str] = {
     Gated: "'gate'.*forward hook of network.a.*a method",
     DetachedGate: "'gate'.*forward hook of network.a.*a method",
@@ -450,6 +487,8 @@ ELSEWHERE: dict[type[Base], str] = {
     InAPartial: r"network\.f > weight.*nn\.Parameter",
     PlainParameters: r"network\.scales\[0\].*nn\.ParameterList",
     ViewOfAParameter: r"network\.first",
+    ReentrantCheckpoint: "use_reentrant=True.*use_reentrant=False",
+    Reversible: r"added to the grad of 'layer\.\w+'.*no backward\(\)",
 }
 """Tensors that are reached by another way than the context."""
 

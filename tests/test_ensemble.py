@@ -338,6 +338,24 @@ def test_a_single_member_and_equal_seeds_work() -> None:
             assert_close(member, one)
 
 
+class OfComplexNumbers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 2, dtype=torch.complex128))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.to(self.weight.dtype) @ self.weight).abs()
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_parameters_may_be_complex(cls: type[torch.optim.Optimizer]) -> None:
+    loop = make_loop(network=OfComplexNumbers, optimizer=fl.optimizer(cls, lr=1e-2))
+    contexts = starts(loop, 2)
+    ensemble = fl.stack(contexts, mode="vectorised")
+    for member, ctx in zip(fl.unstack(fl.train(ensemble)), contexts, strict=True):
+        assert_close(member, fl.train(ctx))
+
+
 def test_reduced_precision_works() -> None:
     def network() -> nn.Module:
         return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 2))

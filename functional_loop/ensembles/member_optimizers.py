@@ -43,7 +43,7 @@ class MembersUpdate:
         self._names = optimizer.group_names(params)
         self._groups = list(map(without_params, optimizer._instance(_detached(params)).param_groups))
         self._rule = _RULES[optimizer.cls]
-        self._kernel = _fused(optimizer).updater(params)
+        self._kernel = _fused(optimizer, params).updater(params)
         self._last: tuple[Any, Any] = ((), ())
 
     def __call__(self, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
@@ -73,9 +73,9 @@ def _detached(params: Tensors) -> Tensors:
     return {name: param.detach() for name, param in params.items()}
 
 
-def _fused(optimizer: Optimizer) -> Optimizer:
-    """The optimizer with its fused kernel, which differs in roundings from the others."""
-    if optimizer.cls not in _FUSED:
+def _fused(optimizer: Optimizer, params: Tensors) -> Optimizer:
+    """The optimizer with its fused kernel, which differs in roundings from the others and takes real numbers only."""
+    if optimizer.cls not in _FUSED or any(param.is_complex() for param in params.values()):
         return optimizer
 
     def chosen(values: Group) -> Group:
