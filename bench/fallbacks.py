@@ -24,7 +24,7 @@ from torch import nn
 import functional_loop as fl
 from functional_loop import step as step_module
 from functional_loop.ensembles import vmap_rules
-from functional_loop.fast import fast_update, pages
+from functional_loop.fast import fast_update
 
 from . import step
 from .report import Chart
@@ -70,7 +70,6 @@ PATHS: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager[Any]]
     "nothing": ("ready", contextlib.nullcontext),
     "the engine call of autograd": ("ready", lambda: mock.patch.object(step_module, "_engine_run_backward", None)),
     "an empty cache of numpy's normals": ("own", a_cached_normal),
-    "counts of references": ("large", lambda: mock.patch.object(pages, "_counts_references", False)),
     "levels of vmap": ("members", without_levels),
 }
 """What a row does without: how it trains, and a region in which that is missing."""

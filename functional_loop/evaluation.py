@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from . import measures
-from .batch_stages import evaluate
 from .context import Context, check_context, first_output
 from .data import Batch, BatchSource, batches, to_device
+from .engine.solo import SoloProgram
 from .ensembles.evaluation import member_outputs, member_scores
 from .errors import keeping_stop_iteration, noting
 from .outputs import leaves
@@ -105,16 +105,15 @@ def _rows(x: Any) -> int:
 
 
 def _outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -> Generator[tuple[Any, Any, Batch]]:
-    step = ctx.loop.borrow_step()
-    at = evolve(ctx, step_valid=0)
+    program, at = SoloProgram(ctx), evolve(ctx, step_valid=0)
     try:
         with closing(Reader(source, VALIDATION, ctx.seed, max(ctx.epoch, 1), 0, ())) as reader:
             while (item := _next(reader, at.step_valid + 1)) is not None:
                 batch, at = to_device(item.batch, ctx.loop.device), evolve(at, step_valid=at.step_valid + 1)
-                yield *evaluate(step, at, batch, with_loss), batch
+                yield *program.evaluated(at, batch, with_loss), batch
         check_validated(at)
     finally:
-        ctx.loop.return_step(step)
+        program.close()
 
 
 def _next(reader: Reader, number: int) -> Item | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .batch_stages import run_hook
 from .context import Context
+from .engine.hooks import run_seeded
 from .errors import add_note, attach_context, told
 from .going_on import check_fit
 from .stages import Hook
@@ -22,7 +22,7 @@ def run_resume(ctx: Context) -> None:
     """
     check_fit(ctx)
     for id, hook in ctx.loop.hooks["resume"]:
-        run_hook("resume", id, hook, ctx)
+        run_seeded("resume", id, hook, ctx)
 
 
 def run_exit(ctx: Context, reason: BaseException | None, calls: Iterable[Call] | None = None) -> None:
@@ -36,7 +36,7 @@ def run_exit(ctx: Context, reason: BaseException | None, calls: Iterable[Call] |
     failures = []
     for id, hook, given in calls if calls is not None else ((id, hook, ctx) for id, hook in ctx.loop.hooks["exit"]):
         try:
-            run_hook("exit", id, hook, given)
+            run_seeded("exit", id, hook, given)
         except BaseException as error:
             failures.append(error)
     # What stops the process (KeyboardInterrupt, SystemExit) must get through.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import count, islice
@@ -45,6 +46,7 @@ class Reader:
 
     Attributes:
         ended: whether the last batch has been given.
+        ahead: batches that `take_before` has read ahead.
     """
 
     def __init__(self, source: BatchSource, part: str, seed: int, epoch: int, start: int, data: Any) -> None:
@@ -56,12 +58,28 @@ class Reader:
         self._here = place if is_here else {}
         self._before = {} if is_here else place
         self.ended = start == source.length or self._here.get("next") == ""
+        self.ahead: deque[Item] = deque()
         # Generators, in which no StopIteration of other code passes for the end of an epoch.
         self._items = self._ahead() if source.length is None else self._counted(source.length)
 
     def take(self) -> Item | None:
         """The next batch; ``None`` after the last."""
         return next(self._items, None)
+
+    def take_before(self, number: int, skipped: frozenset[int]) -> Item | None:
+        """The next batch, the ``number``-th of the run; it is the last of its epoch too if all those after it are among
+        the numbers that are ``skipped``."""
+        item = self.ahead.popleft() if self.ahead else self.take()
+        if item is None or item.last:
+            return item
+        for i in count():
+            if number + i + 1 not in skipped:
+                return item
+            if i == len(self.ahead) and (following := self.take()) is not None:
+                self.ahead.append(following)
+            if i == len(self.ahead) or self.ahead[i].last:
+                return item._replace(last=True)
+        raise AssertionError
 
     def close(self) -> None:
         """Let go of the data."""

@@ -7,18 +7,15 @@ from collections.abc import Generator
 from typing import Any
 
 from .batch import Batch, as_batch, copied
-from .batch_stages import pass_over, train_batch
 from .context import Context
-from .donation import give_back, take
-from .ensembles.training import iterate_members, train_members
+from .engine.runner import Program, Runner
+from .engine.solo import SoloProgram, passed_over
+from .ensembles.program import EnsembleProgram
 from .errors import attach_context, keeping_stop_iteration, region, telling_of_stop_iteration
-from .fast.in_place import InPlaceStretch
 from .going_on import going_on
-from .leaving import run_exit, run_resume
 from .place import check_place
 from .reading import Item, is_done
-from .step import Step, autocast_off
-from .walk import Walk
+from .step import autocast_off
 
 
 def iterate(ctx: Context) -> Generator[Context]:
@@ -37,7 +34,7 @@ def iterate(ctx: Context) -> Generator[Context]:
     check_place(ctx, "iterate")
     ctx = going_on(ctx)
     _check_validation(ctx, "iterate")
-    return _contexts(ctx) if ctx.ensemble is None else iterate_members(ctx)
+    return _contexts(ctx)
 
 
 def train(ctx: Context, steps: int | None = None) -> Context:
@@ -75,16 +72,20 @@ def train(ctx: Context, steps: int | None = None) -> Context:
     if ctx.stage == "end":
         return ctx
     _check_validation(ctx, "train")
-    if ctx.ensemble is not None:
-        return train_members(ctx, steps)
     goal = math.inf if steps is None else ctx.global_step + steps
-    walk = Walk(ctx, stop=goal)
-    # So that the walk can free the tensors of a context that is not referenced elsewhere.
+    runner = Runner(program_of(ctx), stop=goal)
+    # So that the program can free the tensors of a context that is not referenced elsewhere.
     del ctx
-    with keeping_stop_iteration(), _entered(walk):
-        while walk.advance() and not (walk.ctx.global_step == goal and walk.ctx.stage == "batch_end"):
+    program = runner.program
+    with keeping_stop_iteration(), _entered(runner):
+        while runner.advance() and not (program.live.global_step == goal and program.live.stage == "batch_end"):
             pass
-    return walk.ctx
+    return program.context()
+
+
+def program_of(ctx: Context) -> Program:
+    """The program that trains ``ctx``."""
+    return SoloProgram(ctx) if ctx.ensemble is None else EnsembleProgram(ctx)
 
 
 def train_step(
@@ -127,22 +128,19 @@ def train_step(
     with keeping_stop_iteration():
         skipped = ctx.loop.skipped(ctx.callbacks)
     while not (done := is_done(ctx)) and ctx.global_step + 1 in skipped:
-        ctx = pass_over(ctx, ctx.data)
+        ctx = passed_over(ctx, ctx.data)
     if done:
         raise ValueError(f"epoch {ctx.epoch} has {ctx.step} batches and all are done: walk on with iterate(ctx)")
     last = _is_last(ctx, last, skipped)
-    step = ctx.loop.borrow_step()
+    program, item = SoloProgram(ctx), Item(copied(as_batch(batch)), ctx.data, last)
     try:
-        own = copied(as_batch(batch))
         with keeping_stop_iteration(), autocast_off(ctx.loop.device.type):
-            if donate:
-                return _train_and_use_up(step, ctx, own, last)
-            return train_batch(step, ctx, own, ctx.data, last, probe=True)
+            return program.use_up(item) if donate else program.train_batch(ctx, item, probe=True)
     except BaseException as error:
         attach_context(error, ctx)
         raise
     finally:
-        ctx.loop.return_step(step)
+        program.close()
 
 
 def _is_last(ctx: Context, last: bool | None, skipped: frozenset[int]) -> bool:
@@ -168,21 +166,6 @@ def _is_last(ctx: Context, last: bool | None, skipped: frozenset[int]) -> bool:
     return ctx.step + 1 == expected
 
 
-def _train_and_use_up(step: Step, ctx: Context, batch: Batch, last: bool) -> Context:
-    data = ctx.data
-    if not InPlaceStretch.can_train(step, ctx):
-        done = train_batch(step, ctx, batch, data, last, probe=True)
-        take(ctx)
-        return done
-    stretch = InPlaceStretch(step, take(ctx))
-    try:
-        stretch.run(iter([Item(batch, data, last), None]).__next__, math.inf)
-    except BaseException:
-        give_back(ctx, stretch.context())
-        raise
-    return stretch.context()
-
-
 def _check_validation(ctx: Context, function: str) -> None:
     """Refuse measures that would never be made, with a ValueError; `validate` makes them on a source of its own."""
     if ctx.loop.measures_valid and ctx.loop.valid is None:
@@ -196,32 +179,31 @@ def _check_validation(ctx: Context, function: str) -> None:
 def _contexts(ctx: Context) -> Generator[Context]:
     if ctx.stage == "end":
         return
-    walk = Walk(ctx)
+    runner = Runner(program_of(ctx))
     # The first context is the caller's to keep or to drop.
     del ctx
-    with telling_of_stop_iteration(), _entered(walk):
-        while walk.advance():
-            yield walk.ctx
+    with telling_of_stop_iteration(), _entered(runner):
+        while runner.advance():
+            yield runner.program.context()
 
 
 @region
-def _entered(walk: Walk) -> Generator[None]:
+def _entered(runner: Runner) -> Generator[None]:
     """A run: it ends with the ``exit`` hooks, and its errors carry the last boundary."""
+    program = runner.program
     try:
-        walk.open()
         try:
-            if walk.ctx.stage != "":
-                run_resume(walk.ctx)
+            program.enter()
             yield
         finally:
-            walk.close()
+            runner.close()
     except GeneratorExit as error:
-        attach_context(error, walk.ctx)
-        run_exit(walk.ctx, None)
+        attach_context(error, program.context())
+        program.leave(None)
         raise
     except BaseException as error:
-        attach_context(error, walk.ctx)
-        run_exit(walk.ctx, error)
+        attach_context(error, program.context())
+        program.leave(error)
         raise
     else:
-        run_exit(walk.ctx, None)
+        program.leave(None)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.ensembles import training as ensemble_training
+from functional_loop.ensembles import turns
 from tests.closeness import ABSOLUTE, RELATIVE, assert_close
 from tests.ensembles import data, digests, make_loop, starts
 
@@ -75,7 +75,7 @@ def short_loop(**changes: Any) -> fl.Loop:
 def test_members_in_turn_train_for_a_while_each_and_nobody_can_tell(
     stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ensemble_training, "STRIDE", stride)
+    monkeypatch.setattr(turns, "STRIDE", stride)
     start = fl.stack(starts(short_loop()), mode="exact")
     given = fl.digest(start)
     watched = list(fl.iterate(start))

@@ -134,11 +134,6 @@ def test_memory_of_large_tensors_is_used_again_in_turns(large: bool) -> None:
         assert places == places[:2] * 5
 
 
-def test_memory_is_not_used_again_where_references_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_counts_references", False)
-    test_what_a_hook_keeps_stays_as_it_was("the context", "default")
-
-
 def test_a_large_tensor_keeps_its_layout() -> None:
     for tensor in (torch.randn(4, 6).t(), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.ones(7)):
         for dtype in (torch.float32, torch.float64, torch.int64):

@@ -197,6 +197,14 @@ def combine_contexts(members: Sequence[Context], ensemble: Ensemble, known: Know
     )
 
 
+def going(ctx: Context) -> Context:
+    """The stacked context of the members that still train; of all if none does."""
+    assert ctx.ensemble is not None
+    if all(end is None for end in ctx.ensemble.ends):
+        return ctx
+    return combine_contexts([c for c in split_context(ctx) if c.stage != "end"] or split_context(ctx), ctx.ensemble)
+
+
 def ended(ctx: Context) -> Context:
     """The stacked context after ``end`` with the ends of all members noted, who were all going before."""
     assert ctx.ensemble is not None

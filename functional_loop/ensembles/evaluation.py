@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
+
 from .. import measures
 from ..batch import Batch, BatchSource, to_device
-from ..batch_stages import evaluate
 from ..context import Context
+from ..engine.solo import SoloProgram
 from ..outputs import plain, restored
 from ..reading import VALIDATION, check_validated
 from ..record import evolve
 from .ensemble import member_seeds, split_context
 from .member_data import fetch_members
-from .member_step import MembersStep
+from .members import MembersProgram
 from .mode import chosen, fall_back
 from .stacking import combine, split
 from .trial import NotVectorisedError
-from .walk import evaluate_members
 
 
 def member_outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -> Iterator[tuple[Any, Any, Batch]]:
@@ -26,14 +27,17 @@ def member_outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -
     assert ctx.ensemble is not None
     seeds = member_seeds(ctx)
     fetched = fetch_members(source, VALIDATION, seeds, max(ctx.epoch, 1), 0, [()] * len(seeds))
-    together, step = MembersStep(ctx.loop) if chosen(ctx).vectorised else None, ctx.loop.borrow_step()
+    # Members that have finished are evaluated too.
+    everyone = evolve(ctx, ensemble=attrs.evolve(ctx.ensemble, ends=(None,) * len(seeds)))
+    together = MembersProgram(everyone, compiles=False) if chosen(ctx).vectorised else None
+    alone = SoloProgram(split_context(ctx)[0])
     try:
         position = 0
         for position, (batch, _, _) in enumerate(fetched, 1):
             batch, at = to_device(batch, ctx.loop.device), evolve(ctx, step_valid=position)
             if together is not None:
                 try:
-                    found = evaluate_members(together, at, batch, with_loss)
+                    found = together.evaluated(at, batch, with_loss)
                 except NotVectorisedError as error:
                     fall_back(ctx, error)
                     together = None
@@ -41,12 +45,14 @@ def member_outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -
                     yield *found, batch
                     continue
             parts = zip(split_context(at), split(batch, len(seeds)), strict=True)
-            made = [evaluate(step, evolve(c, step_valid=position), own, with_loss) for c, own in parts]
+            made = [alone.evaluated(evolve(c, step_valid=position), own, with_loss) for c, own in parts]
             outputs, losses = combine([(plain(y_hats), loss) for y_hats, loss in made])
             yield restored(outputs), losses, batch
         check_validated(evolve(ctx, step_valid=position))
     finally:
-        ctx.loop.return_step(step)
+        alone.close()
+        if together is not None:
+            together.close()
 
 
 def member_scores(ctx: Context, source: BatchSource) -> dict[str, Any]:

@@ -11,14 +11,33 @@ from torch import Tensor
 
 from ..batch import Batch, BatchSource
 from ..indexed import TensorSource
-from ..reading import Reader
+from ..reading import Item, Reader
 from ..record import tree_map
 from ..same_order import SameOrder
-from .stacking import combine
+from .stacking import combine, split
 from .trial import NotVectorisedError
 
 Read = tuple[Batch, Sequence[Any], bool]
 """The stacked batch, ``ctx.data`` of every member after it, and whether it is the last of the epoch."""
+
+
+class MemberReader:
+    """As `Reader`, of all members; ``data`` is that of their stacked context."""
+
+    def __init__(self, source: BatchSource, part: str, seeds: Sequence[int], epoch: int, start: int, data: Any) -> None:
+        self._data, self._of_members = data, split(data, len(seeds))
+        self._fetched = fetch_members(source, part, seeds, epoch, start, self._of_members)
+
+    def take(self) -> Item | None:
+        """The next batch; ``None`` after the last."""
+        if (read := next(self._fetched, None)) is None:
+            return None
+        batch, data, last = read
+        return Item(batch, self._data if data is self._of_members else combine(data), last)
+
+    def close(self) -> None:
+        """Let go of the data."""
+        self._fetched.close()
 
 
 def fetch_members(

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..batch_stages import run_hook, run_unseeded
 from ..context import Context
+from ..engine.hooks import run_hook, run_seeded
 from ..errors import noting
 from ..record import evolve
 from ..stages import Callback, Hook
@@ -76,7 +76,7 @@ def for_every_member(ctx: Context, functions: Sequence[Callable[[Context], Conte
 
 
 def _of_stage(stage: str, id: str, hook: Hook) -> Callable[[Context], Context]:
-    return lambda ctx: run_hook(stage, id, hook, ctx)
+    return lambda ctx: run_seeded(stage, id, hook, ctx)
 
 
 def _once_for_all(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
@@ -93,7 +93,7 @@ def _once_for_all(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
     alone, draws = evolve(ctx, ensemble=None), ctx.loop.hook_seeds.watch()
     draws.look()
     with noting(say), ForeachApart():
-        after = vectorised(lambda member: run_unseeded(stage, id, hook, member, of_all=True), (alone,), members)
+        after = vectorised(lambda member: run_hook(stage, id, hook, member, of_all=True), (alone,), members)
         if draws.put_back():
             raise RuntimeError(f"callback {id!r} drew a number from numpy or random at stage {stage!r}, once for all")
     return _with_terminating(evolve(_as_numbers(alone, after), ensemble=ctx.ensemble))

@@ -18,11 +18,11 @@ from ..reading import TRAINING, VALIDATION
 from ..record import evolve
 from ..rng import seeded
 from ..step import autocast_off
+from .ensemble import going
 from .member_optimizers import has_vectorised_form
-from .member_step import MembersStep
+from .members import MembersProgram
 from .stacking import Members
 from .trial import NotVectorisedError, found_of
-from .walk import Crew, evaluate_members, first_batch, members_gradients
 
 _SLOW = (nn.modules.conv._ConvNd,)
 
@@ -67,7 +67,7 @@ def choose(ctx: Context) -> Choice:
     if ctx.ensemble.mode == "exact":
         return Choice(False, "mode='exact'")
     demanded = ctx.ensemble.mode == "vectorised"
-    ctx = Crew(ctx).live
+    ctx = going(ctx)
     reason = _obstacle(ctx) or ("" if demanded else _why_slower(ctx.loop)) or _tried(ctx)
     if reason and demanded:
         raise _refusal(reason)
@@ -162,12 +162,12 @@ def _try(ctx: Context) -> None:
     if FunctionalNetwork(loop.with_loss()).writes:
         raise NotVectorisedError("the network writes to its parameters (max_norm)")
     ctx = evolve(ctx, epoch=max(ctx.epoch, 1), step=0, step_valid=0)
-    step = MembersStep(loop)
+    program = MembersProgram(ctx, compiles=False)
     try:
         with seeded(0), autocast_off(loop.device.type):
-            if (batch := first_batch(ctx, TRAINING)) is not None:
-                members_gradients(step, ctx, batch)
-            if loop.valid is not None and (batch := first_batch(ctx, VALIDATION)) is not None:
-                evaluate_members(step, ctx, batch, measures.need_loss(loop.measures_valid))
+            if (batch := program.first_batch(TRAINING)) is not None:
+                program.gradients(ctx, ctx.params, ctx.buffers, batch)
+            if loop.valid is not None and (batch := program.first_batch(VALIDATION)) is not None:
+                program.outputs(ctx, batch, measures.need_loss(loop.measures_valid))
     finally:
-        step.release()
+        program.close()

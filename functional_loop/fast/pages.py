@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mmap
-import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -15,31 +16,29 @@ LARGE = 2**20
 
 # Not shared with a process that is forked later; elsewhere than on Unix there is none.
 _PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-_counts_references = hasattr(sys, "getrefcount")
 
 
 class _Page:
     """Memory for one tensor.
 
-    The storage of every tensor over it is a new one, and refers to the buffer for as long as any tensor, view, array,
-    capsule or graph can see it; a weak reference to a storage does not outlive that. So the buffer is free when nothing
-    but the page refers to it.
+    The storage of the tensor over it holds a memoryview of the buffer for as long as any tensor, view, array, capsule
+    or graph can see it; a weak reference to a storage does not outlive that. So the buffer is free when the memoryview
+    is gone.
     """
 
     def __init__(self, size: int) -> None:
         self._buffer = mmap.mmap(-1, size, **_PRIVATE)
-        self._alone = self._references()
+        self._seen: Callable[[], memoryview | None] = lambda: None
 
     @property
     def is_free(self) -> bool:
-        return _counts_references and self._references() == self._alone
+        return self._seen() is None
 
     def copy(self, tensor: Tensor) -> Tensor:
-        memory = torch.frombuffer(self._buffer, dtype=tensor.dtype, count=tensor.numel())
+        view = memoryview(self._buffer)
+        self._seen = ref(view)
+        memory = torch.frombuffer(view, dtype=tensor.dtype, count=tensor.numel())
         return memory.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
-
-    def _references(self) -> int:
-        return sys.getrefcount(self._buffer) if _counts_references else 0
 
 
 class Pages:

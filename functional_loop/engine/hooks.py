@@ -1,0 +1,94 @@
+"""Runs stage hooks: under their seeds, with checks of what they return, and with errors that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from itertools import chain
+
+from ..context import Context, run_as
+from ..errors import add_note
+from ..hook_seeds import BATCH_STAGES
+from ..place import check_not_moved
+from ..plain import check_plain
+from ..record import did_you_mean, evolve
+from ..stages import Hook
+
+_OF_BATCHES = frozenset(chain(*BATCH_STAGES.values()))
+
+
+def run_stage(stage: str, ctx: Context, seeds: bool = True) -> Context:
+    """What the hooks of ``stage`` make of ``ctx``."""
+    hooks = ctx.loop.hooks[stage]
+    return run_hooks(stage, hooks, evolve(ctx, running=stage), seeds) if hooks else ctx
+
+
+def run_hooks(stage: str, hooks: Iterable[tuple[str, Hook]], ctx: Context, seeds: bool = True) -> Context:
+    """What ``hooks`` make of ``ctx``, one after the other.
+
+    Args:
+        seeds: whether all are called under their seeds, or only those that are known to draw.
+    """
+    hook_seeds = ctx.loop.hook_seeds
+    seeded = seeds or hook_seeds.observers or hook_seeds.drawing
+    for id, hook in hooks:
+        ctx = run_hook(stage, id, partial(hook_seeds.call, stage, id, hook, seeds=seeds) if seeded else hook, ctx)
+    return ctx
+
+
+def run_seeded(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
+    """What one hook makes of ``ctx``, under its seed."""
+    return run_hooks(stage, [(id, hook)], ctx)
+
+
+def run_hook(stage: str, id: str, hook: Hook, ctx: Context, of_all: bool = False) -> Context:
+    """What one hook makes of ``ctx``, which may be that of all members; its errors say which it was.
+
+    Raises:
+        TypeError, ValueError: it returns no context, one at another place, or states that could not be saved.
+    """
+    try:
+        result = run_as(id, hook, ctx)
+        if not isinstance(result, Context):
+            raise TypeError(f"a hook must return a Context (for example evolve(ctx, ...)), not {type(result).__name__}")
+        if result is not ctx and stage not in ("exit", "resume"):
+            check_not_moved(ctx, result, stage, of_all)
+            if result.callbacks is not ctx.callbacks:
+                _check_slots(ctx, result, stage)
+    except BaseException as error:
+        add_note(error, f"in callback {id!r} at stage {stage!r} ({place_of(ctx)})")
+        raise
+    return result
+
+
+def _check_slots(before: Context, after: Context, stage: str) -> None:
+    """Refuse states of callbacks that could not be saved. A state that changes at every batch is looked at in the first
+    batches of an epoch, since its form hardly changes later; saving looks at all.
+
+    Raises:
+        TypeError: one is no plain tree.
+        ValueError: there are states of other callbacks than before.
+    """
+    if before.callbacks.keys() != after.callbacks.keys():
+        names = sorted(before.callbacks.keys() ^ after.callbacks.keys(), key=str)
+        raise ValueError(f"ctx.callbacks has one state for each callback of the loop, and can't gain or lose {names}")
+    if stage in _OF_BATCHES and (before.step_valid or before.step) > 2:
+        return
+    for id, slot in after.callbacks.items():
+        if slot is not before.callbacks[id]:
+            check_plain(slot, f"the state of callback {id!r}")
+
+
+def check_grads(ctx: Context) -> None:
+    """Refuse what hooks of ``after_backward`` left in ``ctx.grads`` if it is no dict of gradients by name."""
+    if not isinstance(ctx.grads, dict):
+        kind = type(ctx.grads).__name__
+        raise TypeError(f"a hook of 'after_backward' left {kind} in ctx.grads, which is a dict by name")
+    for name in ctx.grads.keys() - ctx.params.keys():
+        raise ValueError(f"a hook of 'after_backward' left {name!r} in ctx.grads{did_you_mean(name, ctx.params)}")
+
+
+def place_of(ctx: Context, step: int = 0, step_valid: int = 0) -> str:
+    """The place of a context in words, so many steps further."""
+    step, step_valid = ctx.step + step, ctx.step_valid + step_valid
+    return f"epoch {ctx.epoch}, step {step}" + (f", validation step {step_valid}" if step_valid else "")

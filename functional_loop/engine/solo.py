@@ -1,0 +1,161 @@
+"""The program of one run: a step of its loop at a time, or consecutive batches in a span."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .. import measures
+from ..batch import Batch
+from ..context import Context, after
+from ..donation import give_back, take
+from ..errors import noting
+from ..fast.compiled import CompiledStep
+from ..fast.compiled_stretch import CompiledStretch
+from ..fast.in_place import InPlaceStretch
+from ..fast.stretch import Stretch
+from ..hook_seeds import Kind
+from ..leaving import run_exit, run_resume
+from ..reading import TRAINING, VALIDATION, Item, Reader
+from ..record import evolve
+from ..rng import fold_in
+from ..step import Gradients, StepInputs
+from .batch import Again, BatchProgram, Chosen
+from .hooks import place_of, run_hooks
+
+
+class SoloProgram(BatchProgram):
+    """Trains one run from a context on, with a step that it borrows from the loop until it is closed."""
+
+    def __init__(self, ctx: Context) -> None:
+        super().__init__(ctx)
+        self._step = self.loop.borrow_step()
+        self.at_once = self._step.at_once
+        self._span: Stretch | None = None
+        self._spans: type[Stretch] | None = None
+        self._strayed = False
+
+    def gradients(self, ctx: Context, params: Any, buffers: Any, batch: Batch, probe: bool) -> Gradients:
+        seed = fold_in(ctx.seed, "step", ctx.global_step)
+        return self._step.gradients(params, buffers, ctx.trainable, batch, seed, probe)
+
+    def update(
+        self, ctx: Context, params: Any, buffers: Any, grads: Any, loss: Tensor, again: Again
+    ) -> tuple[Any, Any, Any]:
+        return self._step.update(params, buffers, grads, ctx.optimizer_state, loss, again)
+
+    def whole(self, ctx: Context, batch: Batch, probe: bool) -> tuple[Gradients, Any]:
+        seed = fold_in(ctx.seed, "step", ctx.global_step)
+        given = StepInputs(ctx.params, ctx.buffers, ctx.trainable, batch, ctx.optimizer_state, seed, probe)
+        assert isinstance(self._step, CompiledStep)
+        return self._step.whole(given)
+
+    def outputs(self, ctx: Context, batch: Batch, with_loss: bool) -> tuple[Any, Any]:
+        seed = fold_in(fold_in(ctx.seed, "evaluation", ctx.epoch), "batch", ctx.step_valid)
+        params = self._step.evaluation_params(ctx.params, ctx.optimizer_state)
+        return self._step.evaluate(params, ctx.buffers, ctx.trainable, batch, seed, with_loss)
+
+    def hooked(self, stage: str, ctx: Context, seeds: bool) -> Context:
+        hooks = self.loop.hooks[stage]
+        return run_hooks(stage, hooks, evolve(ctx, running=stage), seeds) if hooks else ctx
+
+    def start(self, chosen: Chosen) -> Any:
+        return measures.start(chosen)
+
+    def measured(self, chosen: Chosen, running: Any, batch: Batch, y_hats: Any, loss: Any) -> Any:
+        return measures.accumulate(chosen, running, y_hats, batch.y, batch.x, loss)
+
+    def scores(self, chosen: Chosen, running: Any) -> Any:
+        return measures.scores(chosen, running)
+
+    def context(self) -> Context:
+        return self.live
+
+    @property
+    def live(self) -> Context:
+        return super().live if self._span is None else self._span.context()
+
+    @property
+    def strayed(self) -> bool:
+        return self._strayed
+
+    def read(self, part: str) -> Reader:
+        ctx, self._probe, self._strayed, self._spans = self.live, True, False, self._kind_of_span()
+        if part == TRAINING:
+            return Reader(self.loop.train, TRAINING, ctx.seed, ctx.epoch, ctx.step, ctx.data)
+        assert self.loop.valid is not None
+        return Reader(self.loop.valid, VALIDATION, ctx.seed, ctx.epoch, ctx.step_valid, ctx.data)
+
+    def train(self, reader: Reader, stop: float | None) -> bool:
+        if stop is not None and self._spans is not None:
+            return self._train_span(self._spans, reader, stop)
+        number = self.live.global_step + 1
+        trained = super().train(reader, stop)
+        # A hook has gone back to an earlier context; to read on from there is what a resume does.
+        self._strayed = trained and self.live.global_step != number
+        return trained
+
+    def train_batch(self, ctx: Context, item: Item, probe: bool) -> Context:
+        if ctx.global_step + 1 in self.loop.skipped(ctx.callbacks):
+            return passed_over(ctx, item.data)
+        return super().train_batch(ctx, item, probe)
+
+    def use_up(self, item: Item) -> Context:
+        """`train_batch` of the live context, whose tensors are let go of while they are copied; see `take`."""
+        ctx = self.live
+        if not InPlaceStretch.can_train(self._step, ctx):
+            made = self.train_batch(ctx, item, probe=True)
+            take(ctx)
+            return made
+        span = InPlaceStretch(self._step, take(ctx))
+        try:
+            span.run(iter([item, None]).__next__, math.inf)
+        except BaseException:
+            give_back(ctx, span.context())
+            raise
+        return span.context()
+
+    def enter(self) -> None:
+        if self.live.stage != "":
+            run_resume(self.live)
+
+    def leave(self, reason: BaseException | None) -> None:
+        run_exit(self.live, reason)
+
+    def close(self) -> None:
+        self._live, self._span = self.live, None
+        self.loop.return_step(self._step)
+
+    def _batch(self, kind: Kind, run: Callable[[bool], Context]) -> Context:
+        return self.loop.hook_seeds.batch(kind, run)
+
+    def _next(self, reader: Reader, part: str) -> Item | None:
+        if part == VALIDATION or self.loop.accumulate == 1:
+            return super()._next(reader, part)
+        ctx = self.live
+        with noting(lambda: f"while reading the training data ({place_of(ctx, step=1 + len(reader.ahead))})"):
+            return reader.take_before(ctx.global_step + 1, self.loop.skipped(ctx.callbacks))
+
+    def _kind_of_span(self) -> type[Stretch] | None:
+        if InPlaceStretch.can_train(self._step, self.live):
+            return InPlaceStretch
+        compiled = isinstance(self._step, CompiledStep) and CompiledStretch.can_train(self._step, self.live)
+        return CompiledStretch if compiled else None
+
+    def _train_span(self, kind: type[Stretch], reader: Reader, stop: float) -> bool:
+        if reader.ended:
+            return False
+        self._span = kind(self._step, self.live)
+        # Its tensors are to be freed as the span copies them.
+        self._live = None
+        self._span.run(reader.take, stop)
+        self._live, trained, self._span = self._span.context(), self._span.batches > 0, None
+        return trained
+
+
+def passed_over(ctx: Context, data: Any) -> Context:
+    """The boundary after a batch that is skipped; ``data`` is ``ctx.data`` after it."""
+    return after(ctx, "batch_end", step=ctx.step + 1, global_step=ctx.global_step + 1, data=data)
