@@ -42,31 +42,31 @@ class Borrowed:
     """
 
     def __init__(self, instance: torch.optim.Optimizer, groups: Sequence[Sequence[str]], needs_closure: bool) -> None:
-        self._instance = instance
+        self.instance = instance
         self._groups = groups
         self._needs_closure = needs_closure
         self._flags = [copied(without_params(group)) for group in instance.param_groups]
-        self._probed = needs_closure
+        self.is_probed = needs_closure
         self.release()
 
     def __call__(
         self, grads: Tensors, state: State, params: Tensors, closure: Closure | None = None
     ) -> tuple[Tensors, State]:
-        if self._probed:
+        if self.is_probed:
             return self._update(grads, state, params, closure)
-        before = attributes(self._instance)
+        before = attributes(self.instance)
         done = self._update(grads, state, params, closure)
         self._probe(before, done, lambda: self._update(grads, state, params, closure))
         return done
 
     def _update(self, grads: Tensors, state: State, params: Tensors, closure: Closure | None) -> tuple[Tensors, State]:
         try:
-            copies = self._lend(grads, state, params)
+            copies = self.lend(grads, state, params)
             if self._needs_closure:
                 self._step_with(closure, params, copies)
             else:
                 set_gradients(copies, grads)
-                self._instance.step()
+                self.instance.step()
             return self._take_back(state, params, copies)
         finally:
             self.release()
@@ -77,30 +77,31 @@ class Borrowed:
         Raises:
             ValueError: it does.
         """
-        once = attributes(self._instance)
+        once = attributes(self.instance)
         if tree_was_written(once, before):
             repeated = again()
-            twice = attributes(self._instance)
+            twice = attributes(self.instance)
             changed = [name for name in twice if name not in once or tree_was_written(twice[name], once[name])]
             if not changed and tree_was_written(repeated, done):
                 changed = [name for name in once if name not in before or tree_was_written(once[name], before[name])]
             if changed:
                 raise ValueError(
-                    f"{type(self._instance).__name__} keeps a state in its attribute {changed[0]!r}, outside of state "
+                    f"{type(self.instance).__name__} keeps a state in its attribute {changed[0]!r}, outside of state "
                     "and param_groups, so that a run could not go on where it has stopped: keep it in self.state[p] of "
                     "a parameter, or in a group"
                 )
-        self._probed = True
+        self.is_probed = True
 
-    def _lend(self, grads: Tensors, state: State, params: Tensors) -> Tensors:
-        """Fill the instance with copies: of the parameters that the step may move, and of their state."""
+    def lend(self, grads: Tensors, state: State, params: Tensors) -> Tensors:
+        """Fill the instance with copies, returned, of the parameters that a step may move, and of their state."""
+        self.release()
         copies = {
             name: params[name].detach().clone().requires_grad_()
             for names in self._groups
             for name in names
             if self._needs_closure or name in grads
         }
-        for group, names, flags in zip(self._instance.param_groups, self._groups, self._flags, strict=True):
+        for group, names, flags in zip(self.instance.param_groups, self._groups, self._flags, strict=True):
             members = group["params"]
             # In place, because LBFGS holds a second reference to the list.
             members[:] = [copies[name] for name in names if name in copies]
@@ -108,12 +109,12 @@ class Borrowed:
             group.update(copied(flags), params=members)
             if flags.get("fused"):
                 _check_slots(state["slots"], copies, [name for name in names if name in copies])
-        fill(self._instance, state, copies)
+        fill(self.instance, state, copies)
         return copies
 
     def _step_with(self, closure: Closure | None, params: Tensors, copies: Tensors) -> None:
         if closure is None:
-            name = type(self._instance).__name__
+            name = type(self.instance).__name__
             raise TypeError(f"{name} evaluates the network itself: update(grads, state, params, closure)")
 
         def evaluate() -> Tensor:
@@ -123,28 +124,40 @@ class Borrowed:
             set_gradients(copies, grads)
             return loss
 
-        self._instance.step(evaluate)  # type: ignore[arg-type]
+        self.instance.step(evaluate)  # type: ignore[arg-type]
 
     def _take_back(self, state: State, params: Tensors, copies: Tensors) -> tuple[Tensors, State]:
-        slots = dict(state["slots"])
-        kind = type(self._instance).__name__
-        ours = set(map(id, copies.values()))
-        if other := [key for key in self._instance.state if id(key) not in ours]:
-            raise ValueError(
-                f"{kind} keeps a state that is of no parameter, under {other[0]!r}: keep it in self.state[p] of one, "
-                "or in a group"
-            )
-        for name, copy in copies.items():
-            if copy in self._instance.state:
-                slots[name] = dict(self._instance.state[copy])
+        slots = state["slots"] | self.slots_of(copies)
+        for copy in copies.values():
             copy.grad = None
             copy.requires_grad_(False)
-        groups = [values_of(group, flags, kind) for group, flags in zip(self._instance.param_groups, self._flags)]
-        return params | copies, {"groups": groups, "slots": slots}
+        return params | copies, {"groups": self.groups_of(self.instance.param_groups), "slots": slots}
+
+    def slots_of(self, params: Tensors) -> State:
+        """The slots of ``params``, which the instance holds, by name.
+
+        Raises:
+            ValueError: the instance keeps others.
+        """
+        if len(self.instance.state) > len(params) or any(key not in self.instance.state for key in params.values()):
+            ours = set(map(id, params.values()))
+            if other := [key for key in self.instance.state if id(key) not in ours]:
+                kind = type(self.instance).__name__
+                raise ValueError(
+                    f"{kind} keeps a state that is of no parameter, under {other[0]!r}: keep it in self.state[p] of "
+                    "one, or in a group"
+                )
+        held = self.instance.state
+        return {name: dict(held[param]) for name, param in params.items() if param in held}
+
+    def groups_of(self, groups: Sequence[dict[str, Any]]) -> list[State]:
+        """What is state of groups of the instance."""
+        kind = type(self.instance).__name__
+        return [values_of(group, flags, kind) for group, flags in zip(groups, self._flags)]
 
     def release(self) -> None:
-        self._instance.state = defaultdict(dict)
-        for group in self._instance.param_groups:
+        self.instance.state = defaultdict(dict)
+        for group in self.instance.param_groups:
             group["params"].clear()
 
 
