@@ -105,7 +105,7 @@ def _rows(x: Any) -> int:
 
 
 def _outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -> Generator[tuple[Any, Any, Batch]]:
-    program, at = SoloProgram(ctx), evolve(ctx, step_valid=0)
+    program, at = SoloProgram(ctx).open(), evolve(ctx, step_valid=0)
     try:
         with closing(Reader(source, VALIDATION, ctx.seed, max(ctx.epoch, 1), 0, ())) as reader:
             while (item := _next(reader, at.step_valid + 1)) is not None:

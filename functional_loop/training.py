@@ -132,7 +132,7 @@ def train_step(
     if done:
         raise ValueError(f"epoch {ctx.epoch} has {ctx.step} batches and all are done: walk on with iterate(ctx)")
     last = _is_last(ctx, last, skipped)
-    program, item = SoloProgram(ctx), Item(copied(as_batch(batch)), ctx.data, last)
+    program, item = SoloProgram(ctx).open(), Item(copied(as_batch(batch)), ctx.data, last)
     try:
         with keeping_stop_iteration(), autocast_off(ctx.loop.device.type):
             return program.use_up(item) if donate else program.train_batch(ctx, item, probe=True)

@@ -22,21 +22,27 @@ from ..leaving import run_exit, run_resume
 from ..reading import TRAINING, VALIDATION, Item, Reader
 from ..record import evolve
 from ..rng import fold_in
-from ..step import Gradients, StepInputs
+from ..step import Gradients, Step, StepInputs
 from .batch import Again, BatchProgram, Chosen
 from .hooks import place_of, run_hooks
 
 
 class SoloProgram(BatchProgram):
-    """Trains one run from a context on, with a step that it borrows from the loop until it is closed."""
+    """Trains one run from a context on, with a step that it borrows from the loop while it is open."""
+
+    _step: Step
 
     def __init__(self, ctx: Context) -> None:
         super().__init__(ctx)
-        self._step = self.loop.borrow_step()
-        self.at_once = self._step.at_once
         self._span: Stretch | None = None
         self._spans: type[Stretch] | None = None
         self._strayed = False
+
+    def open(self) -> SoloProgram:
+        """Borrow the step; `enter` does, too."""
+        self._step = self.loop.borrow_step()
+        self.at_once = self._step.at_once
+        return self
 
     def gradients(self, ctx: Context, params: Any, buffers: Any, batch: Batch, probe: bool) -> Gradients:
         seed = fold_in(ctx.seed, "step", ctx.global_step)
@@ -119,6 +125,7 @@ class SoloProgram(BatchProgram):
         return span.context()
 
     def enter(self) -> None:
+        self.open()
         if self.live.stage != "":
             run_resume(self.live)
 
@@ -127,7 +134,9 @@ class SoloProgram(BatchProgram):
 
     def close(self) -> None:
         self._live, self._span = self.live, None
-        self.loop.return_step(self._step)
+        if hasattr(self, "_step"):
+            self.loop.return_step(self._step)
+            del self._step
 
     def _batch(self, kind: Kind, run: Callable[[bool], Context]) -> Context:
         return self.loop.hook_seeds.batch(kind, run)

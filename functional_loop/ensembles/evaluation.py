@@ -30,7 +30,7 @@ def member_outputs(ctx: Context, source: BatchSource, with_loss: bool = False) -
     # Members that have finished are evaluated too.
     everyone = evolve(ctx, ensemble=attrs.evolve(ctx.ensemble, ends=(None,) * len(seeds)))
     together = MembersProgram(everyone, compiles=False) if chosen(ctx).vectorised else None
-    alone = SoloProgram(split_context(ctx)[0])
+    alone = SoloProgram(split_context(ctx)[0]).open()
     try:
         position = 0
         for position, (batch, _, _) in enumerate(fetched, 1):

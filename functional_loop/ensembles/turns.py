@@ -25,7 +25,9 @@ class TurnsProgram:
         self.loop, self._ensemble = ctx.loop, ctx.ensemble
         loop = without_whole(ctx.loop)
         self._members = [evolve(own(member), loop=loop) for member in split_context(ctx)]
-        self._programs = {i: SoloProgram(member) for i, member in enumerate(self._members) if member.stage != "end"}
+        self._programs = {
+            i: SoloProgram(member).open() for i, member in enumerate(self._members) if member.stage != "end"
+        }
 
     @property
     def live(self) -> Context:
