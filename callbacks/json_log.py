@@ -47,6 +47,9 @@ class CallbackSetJSONLog(CallbackSetRowLog):
     def _header(self, columns: list[str]) -> str:
         return ""
 
+    def _beginning(self) -> str:
+        return '{"'
+
     def _line(self, row: Row, columns: list[str]) -> str:
         return json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}) + "\n"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..context import Context
+from ..disk.durable import explaining, write_all
 from ..loop import Loop
 from .checks import check_integer
 from .history import named_scores
@@ -21,7 +22,8 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
     """Base of callbacks that write a line per evaluated epoch, or per ``every_steps`` batches, to a text file.
 
     A line is written at once, so that a process that is killed loses none that a checkpoint knows of. When a run is
-    entered, or has gone back, the lines that come after its place are cut off. Rows of epochs are written
+    entered, or has gone back, the lines that come after its place are cut off. A file that is another one than that of
+    the last line, or was written to by others since, is an error, and is not written to. Rows of epochs are written
     after all other callbacks, so that they have the scores that these add.
     """
 
@@ -32,11 +34,12 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         self.every_steps = every_steps
         self.last = every_steps is None
         self._last = 0
+        self._left: tuple[int, ...] | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages at which it does something."""
-        return ("begin", "epoch_end") if self.every_steps is None else ("begin", "batch_end")
+        return ("begin", "epoch_end" if self.every_steps is None else "batch_end", "exit")
 
     @abstractmethod
     def _header(self, columns: list[str]) -> str:
@@ -53,6 +56,10 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
     @abstractmethod
     def _line(self, row: Row, columns: list[str]) -> str:
         """A row, with the end of its line."""
+
+    def _beginning(self) -> str:
+        """What every row begins with, where the header does not tell that the file is such a log."""
+        return ""
 
     @abstractmethod
     def _place(self, line: str, column: str) -> int:
@@ -75,32 +82,51 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         if scores or ctx.loop.evaluates(ctx.epoch):
             self._append({"epoch": ctx.epoch, **scores})
 
+    def on_exit(self) -> None:
+        self._left = None
+
     def _rewind(self, path: Path, last: int) -> None:
+        _check_regular(path, self.id)
         expected = self._columns(self.ctx.context.loop)
         columns = self._columns_of(path, expected)
         try:
-            rewind(path, self._header(columns), lambda line: self._place(line, columns[0]), last)
+            rewind(path, self._header(columns), self._beginning(), lambda line: self._place(line, columns[0]), last)
         except ValueError as error:
             raise ValueError(
                 f"{self.id}: {path} is not a log of this run ({error}); give it a file of its own"
             ) from None
         if columns != expected and path.read_bytes() == self._header(columns).encode():
             path.write_bytes(self._header(expected).encode())
-        self._last = last
+        self._last, self._left = last, _form(path)
 
     def _append(self, row: Row) -> None:
         columns = self._columns(self.ctx.context.loop)
         path, place = self.path or self._enter(), int(row[columns[0]])
+        self._check_untouched(path)
         if (valid := min(place - 1, self._still_valid())) < self._last:
             self._rewind(path, valid)
         self._last = place
         columns = self._columns_of(path, columns)
         if new := [name for name in row if name not in columns]:
             self._widen(path, columns, columns := [*columns, *new])
-        with open(path, "ab", buffering=0) as file:
-            # A `train_step` does not begin a run, so that there may be no header yet.
-            header = "" if file.tell() else self._header(columns)
-            file.write((header + self._line(row, columns)).encode())
+        # A `train_step` does not begin a run, so that there may be no header yet.
+        header = "" if path.exists() and path.stat().st_size else self._header(columns)
+        append(path, (header + self._line(row, columns)).encode())
+        self._left = _form(path)
+
+    def _check_untouched(self, path: Path) -> None:
+        """Refuse to write to another file than that in which the last row is, as its end.
+
+        Raises:
+            RuntimeError: it is another.
+        """
+        if self._left is None:
+            _check_regular(path, self.id)
+        elif not path.exists() or _form(path) != self._left:
+            raise RuntimeError(
+                f"{self.id}: {path} was moved, removed, replaced or written to by others since the last row, so that "
+                "nothing is written there; give this run a file of its own"
+            )
 
     def _still_valid(self) -> int:
         """The place of the last row but for those of batches that are passed over since."""
@@ -123,22 +149,47 @@ class CallbackSetRowLog(CallbackSetWriting, ABC):
         return ctx.epoch if ctx.stage == "epoch_end" else ctx.epoch - 1
 
 
-def rewind(path: Path, header: str, place: Callable[[str], int], last: int) -> None:
+def _form(path: Path) -> tuple[int, ...]:
+    """Differs when the file is another one, or longer."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size
+
+
+def _check_regular(path: Path, id: str) -> None:
+    """Refuse a pipe or a device, which to read may take for ever; what is written to `os.devnull` is not to be kept."""
+    if path.exists() and not (path.is_file() or path.is_dir() or path.samefile(os.devnull)):
+        raise ValueError(f"{id}: {path} is no regular file")
+
+
+def append(path: Path, data: bytes) -> None:
+    """Write ``data`` to the end of ``path``, all or nothing; the file is made if there is none."""
+    with explaining(path), open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            write_all(file.fileno(), data)
+        except BaseException:
+            file.truncate(size)
+            raise
+
+
+def rewind(path: Path, header: str, beginning: str, place: Callable[[str], int], last: int) -> None:
     """Cut off the lines of ``path`` whose place is after ``last``, and one that was not written to its end.
 
     The places ascend from line to line. The file changes in one system call; it is made if there is none.
 
     Raises:
-        ValueError: the file has another header, or a line without a place.
+        ValueError: the file has another header, a line without a place, or an end without the ``beginning`` of a line.
     """
     content = path.read_bytes() if path.exists() else b""
-    first = header.encode()
+    first, start_of_row = header.encode(), beginning.encode()
     if first.startswith(content):
         path.write_bytes(first)
         return
     if not content.startswith(first):
         raise ValueError(f"its first line is {content.splitlines()[0].decode(errors='replace')!r}")
     end = content.rfind(b"\n") + 1
+    if not content[end:].startswith(start_of_row[: len(content) - end]):
+        raise ValueError(f"its last line is {content[end:].decode(errors='replace')!r:.100}")
     while end > len(first):
         start = content.rfind(b"\n", 0, end - 1) + 1
         if place(content[start:end].decode()) <= last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ class CallbackSetTB(CallbackSetWriting):
         self.log_train_loss = log_train_loss
         self.last = not log_train_loss
         self._writer: SummaryWriter | None = None
+        self._file: tuple[Path, os.stat_result] | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ class CallbackSetTB(CallbackSetWriting):
     def on_begin(self) -> None:
         ctx = self.ctx.context
         self.on_exit()
-        self._writer = open_writer(self._enter(), purge_step=ctx.global_step)
+        self._open(purge_step=ctx.global_step)
         if self.log_train_loss:
             self._log_loss(ctx)
         if ctx.stage in ("epoch_end", "epoch_begin"):
@@ -97,9 +99,32 @@ class CallbackSetTB(CallbackSetWriting):
         if points := named_scores(ctx):
             self._log({"epoch": epoch, **points}, ctx.global_step)
 
+    def _open(self, purge_step: int | None) -> None:
+        folder = self._enter()
+        before = _event_files(folder)
+        self._writer = open_writer(folder, purge_step)
+        path = folder / max(_event_files(folder) - before)
+        self._file = path, path.stat()
+
+    def _check_there(self) -> None:
+        """Refuse to go on in another folder: the writer opens its file by its name, again and again.
+
+        Raises:
+            RuntimeError: the file is not there any more.
+        """
+        assert self._file is not None
+        path, status = self._file
+        if not path.exists() or not os.path.samestat(path.stat(), status):
+            raise RuntimeError(
+                f"{self.id}: the folder {path.parent} was moved, removed or replaced since the run was entered, so "
+                "that nothing is written there"
+            )
+
     def _log(self, points: dict[str, float], step: int) -> None:
         if self._writer is None:  # in a `train_step`, which no run surrounds
-            self._writer = open_writer(self._enter(), purge_step=None)
+            self._open(purge_step=None)
+        assert self._writer is not None
+        self._check_there()
         for tag, value in points.items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()

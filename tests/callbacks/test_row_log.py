@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import math
@@ -287,6 +288,9 @@ def test_a_train_step_writes_its_row(cls: type[CallbackSetRowLog], tmp_path: Pat
         (CallbackSetJSONLog, "[1, 2]\n"),
         (CallbackSetJSONLog, '{"epoch": "one"}\n'),
         (CallbackSetJSONLog, "\udcff\n"),
+        (CallbackSetJSONLog, "a line without an end"),
+        (CallbackSetJSONLog, '{"epoch": 1}\na line without an end'),
+        (CallbackSetCSVLog, "a line without an end"),
     ],
 )
 def test_foreign_files_are_refused_before_training_and_left_alone(
@@ -299,6 +303,87 @@ def test_foreign_files_are_refused_before_training_and_left_alone(
         fl.train(fl.init(logged(cls, path)))
     assert fl.context_of(caught.value).global_step == 0  # type: ignore[union-attr]
     assert path.read_bytes() == before
+
+
+@either
+@pytest.mark.parametrize("by", ["train", "train_step"])
+def test_a_pipe_is_refused_and_not_waited_for(cls: type[CallbackSetRowLog], tmp_path: Path, by: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    loop = full_loop(callbacks=[cls(tmp_path / "pipe", every_steps=1)])
+    begun = next(ctx for ctx in fl.iterate(fl.init(full_loop(callbacks=[]))) if ctx.stage == "epoch_begin")
+    batch = torch.ones(4, 3), torch.ones(4, 2)
+    with pytest.raises(ValueError, match="pipe is no regular file"):
+        fl.train(fl.init(loop)) if by == "train" else fl.train_step(taken_up(loop, begun), batch)
+
+
+@either
+def test_nothing_is_kept_of_what_is_written_to_devnull(cls: type[CallbackSetRowLog]) -> None:
+    fl.train(fl.init(logged(cls, Path(os.devnull), 1)))
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "what", ["moved", "removed", "replaced by a copy", "its folder moved", "written to", "emptied"]
+)
+def test_a_log_that_is_not_what_the_last_row_left_is_an_error_and_nothing_else(
+    cls: type[CallbackSetRowLog], every_steps: int | None, tmp_path: Path, what: str
+) -> None:
+    path = tmp_path / "run" / "log"
+    after: dict[Path, bytes] = {}
+
+    def change(ctx: fl.Context) -> fl.Context:
+        if ctx.epoch == 2:
+            if what == "written to":
+                path.write_bytes(path.read_bytes() + b"more")
+            elif what == "emptied":
+                path.write_bytes(b"")
+            elif what == "removed":
+                path.unlink()
+            elif what == "its folder moved":
+                path.parent.rename(tmp_path / "moved")
+            else:
+                path.rename(tmp_path / "moved")
+            if what == "replaced by a copy":
+                path.write_bytes((tmp_path / "moved").read_bytes())
+            after.update(files_in(tmp_path))
+        return ctx
+
+    log, changing = cls(path, every_steps), fl.Callback("change", epoch_begin=change)
+    loop = full_loop(callbacks=[log, changing], epochs=3)
+    with pytest.raises(RuntimeError, match=f"{path} was moved, removed, replaced or written to by others") as caught:
+        fl.train(fl.init(loop))
+    assert files_in(tmp_path) == after
+    assert fl.context_of(caught.value) is not None
+    # A run is entered anew where the file is a log, or none.
+    if what not in ("its folder moved", "written to"):
+        fl.train(fl.init(full_loop(callbacks=[log])))
+        assert len(rows(path)) > 1
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@every_kind
+def test_a_row_that_does_not_fit_on_the_disk_is_an_error_and_no_part_of_a_row(
+    cls: type[CallbackSetRowLog], every_steps: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write, written = tmp_path / "log", os.write, []
+
+    def nearly_full(descriptor: int, data: Any) -> int:
+        written.append(len(data))
+        if len(written) < 2:
+            return write(descriptor, data)
+        if len(written) % 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:5])
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.write", nearly_full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            fl.train(fl.init(logged(cls, path, every_steps)))
+    assert any(f"while saving {path}" in note for note in caught.value.__notes__)
+    assert len(rows(path)) == 1
 
 
 @either

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -208,3 +209,27 @@ def test_nothing_is_imported_before_training() -> None:
 def test_bad_arguments_are_refused_by_name(path: Any, log_train_loss: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         CallbackSetTB(path, log_train_loss)
+
+
+@pytest.mark.parametrize("what", ["moved", "removed", "replaced", "replaced by a copy"])
+def test_a_folder_that_is_not_the_same_any_more_is_an_error_and_nothing_else(tmp_path: Path, what: str) -> None:
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def change(ctx: fl.Context) -> fl.Context:
+        if ctx.epoch == 2:
+            folder.rename(moved)
+            if what == "replaced":
+                folder.mkdir()
+            elif what == "replaced by a copy":
+                shutil.copytree(moved, folder)
+            elif what == "removed":
+                shutil.rmtree(moved)
+        return ctx
+
+    def sizes(of: Path) -> list[int]:
+        return [path.stat().st_size for path in of.iterdir()] if of.exists() else []
+
+    loop = full_loop(callbacks=[CallbackSetTB(folder), fl.Callback("change", epoch_begin=change)])
+    with pytest.raises(RuntimeError, match=f"the folder {folder} was moved, removed or replaced"):
+        fl.train(fl.init(loop))
+    assert sizes(folder) == (sizes(moved) if what == "replaced by a copy" else [])
