@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import functional_loop as fl
+from functional_loop.template import template
 
 from . import handwritten
 from .report import Chart
@@ -104,7 +105,7 @@ class Case:
         return lambda: fl.train(self.start)
 
     def theirs(self) -> Callable[[], None]:
-        models = [copy.deepcopy(self.start.loop.template()) for _ in range(self.loops)]
+        models = [copy.deepcopy(template(self.start.loop)) for _ in range(self.loops)]
 
         def train() -> None:
             for seed, model in enumerate(models):

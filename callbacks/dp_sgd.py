@@ -12,6 +12,7 @@ from ..derivatives.per_sample import check_rows_are_separate, per_sample_gradien
 from ..record import did_you_mean, evolve
 from ..rng import fold_in
 from ..stages import Callback
+from ..template import template
 from .checks import check_integer, check_number
 from .clipping import check_optimizer
 from .packages import require
@@ -67,7 +68,7 @@ def dp_sgd(
 
     def start(ctx: Context) -> dict[str, int]:
         check_optimizer(ctx)
-        check_rows_are_separate(ctx.loop.template(), "dp_sgd")
+        check_rows_are_separate(template(ctx.loop), "dp_sgd")
         if ctx.loop.accumulate > 1:
             raise ValueError(
                 "dp_sgd: the noise is for one batch, not for a window (accumulate > 1): use larger batches"

@@ -13,6 +13,7 @@ from ..lending import tree_was_written, was_written
 from ..loop import Loop
 from ..network import LOSS, WithLoss, has_tensors
 from ..record import evolve
+from ..template import with_loss
 from .mirrored_optimizer import MirroredOptimizer
 
 Tensors = dict[str, Tensor]
@@ -274,7 +275,7 @@ def taken(written: Any, before: Tensor | None, name: str) -> Tensor:
 def _with_own_tensors(loop: Loop) -> WithLoss:
     """Modules of the structure of network and loss whose parameters and buffers are their own objects; the values come
     later."""
-    module = loop.with_loss().copied()
+    module = with_loss(loop).copied()
     own: dict[int, Tensor] = {}
     for part in module.modules():
         for container in (part._parameters, part._buffers):

@@ -2,7 +2,7 @@
 
 from . import testing
 from .chosen_batches import overfit
-from .context import Context, boundary
+from .context import Context, boundary, context_of
 from .data import Batch, BatchSource, as_batch, batches
 from .derivatives.curvature import hessian_vector_product, top_eigenvalues
 from .derivatives.losses import loss_function, trainable_params
@@ -13,13 +13,14 @@ from .dry_run import dry_run
 from .ensembles.ensemble import stack, unstack
 from .ensembles.grid import best, grid, predict_ensemble
 from .ensembles.mode import ensemble_mode
-from .errors import CheckpointError, FunctionalLoopError, PurityError, StateDictError, StoreInUseError, context_of
+from .errors import CheckpointError, FunctionalLoopError, PurityError, StateDictError, StoreInUseError
 from .evaluation import predict, validate
 from .exchange import from_checkpoint, from_safetensors, to_checkpoint, to_safetensors
 from .export import to_module, to_optimizer
 from .history import History
 from .identity import fingerprint
-from .loop import Loop, init
+from .init import init
+from .loop import Loop
 from .measures import Measure, measure
 from .optimizers import Optimizer, optimizer
 from .proofs.bisection import bisect

@@ -15,6 +15,7 @@ from .network import LOSS
 from .patterns import Patterns
 from .place import misplaced
 from .settings import CODE, kind_of
+from .template import with_loss
 
 PLACE = {"seed": int, "epoch": int, "step": int, "step_valid": int, "global_step": int, "stage": str, "terminate": bool}
 """Fields of the context that say where in the run it is, with their types."""
@@ -112,7 +113,7 @@ def _tensor_differences(ctx: Context, sd: dict[str, Any]) -> Iterator[str]:
 def tensors_of(ctx: Context) -> dict[str, dict[str, Tensor]]:
     """Parameters and buffers as they are in a state dict: those of the network, and of the loss if it has any, that are
     in the ``state_dict()`` of the module, and other ``buffers``."""
-    values, names = {**ctx.params, **ctx.buffers}, ctx.loop.with_loss().state_names()
+    values, names = {**ctx.params, **ctx.buffers}, with_loss(ctx.loop).state_names()
     known = {*names["network"], *(LOSS + name for name in names.get("loss", ()))}
     return {
         **{role: {name: values[first] for name, first in own.items()} for role, own in names.items()},

@@ -105,8 +105,10 @@ class Borrowed:
             members = group["params"]
             # In place, because LBFGS holds a second reference to the list.
             members[:] = [copies[name] for name in names if name in copies]
-            group.clear()
-            group.update(copied(flags), params=members)
+            # At no time without its parameters: an interrupt in here is to leave an instance that can be released.
+            for key in group.keys() - flags.keys() - {"params"}:
+                del group[key]
+            group.update(copied(flags))
             if flags.get("fused"):
                 _check_slots(state["slots"], copies, [name for name in names if name in copies])
         fill(self.instance, state, copies)

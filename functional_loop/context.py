@@ -6,16 +6,50 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import attrs
 from torch import Tensor
 
+from .errors import attached_context
 from .record import did_you_mean, evolve, record, static
 from .stages import BOUNDARIES
 
 if TYPE_CHECKING:
-    from .ensembles.ensemble import Ensemble
     from .loop import Loop
 
 T = TypeVar("T")
+
+
+@attrs.frozen
+class Place:
+    """Where a run is."""
+
+    epoch: int
+    step: int
+    step_valid: int
+    global_step: int
+    stage: str
+    terminate: bool
+
+
+@attrs.frozen
+class Ensemble:
+    """What makes a context a stacked one.
+
+    Args:
+        mode: ``"auto"``, ``"vectorised"`` or ``"exact"``; see `stack`.
+        batch_hooks: ``"vectorised"`` or ``"each"``; see `stack`.
+        ends: the place of every member that has finished; ``None`` for those that are where the context says.
+        terminating: the members that will finish with this epoch, where not all will.
+    """
+
+    mode: str
+    batch_hooks: str
+    ends: tuple[Place | None, ...] = attrs.field(repr=False)
+    terminating: frozenset[int] = frozenset()
+
+    @property
+    def members(self) -> int:
+        return len(self.ends)
 
 
 @record
@@ -197,6 +231,19 @@ def hooks_after(ctx: Context) -> list[str]:
     """The ids of the callbacks whose hooks come after the running one in its stage."""
     ids = [id for id, _ in ctx.loop.hooks[str(ctx.running)]]
     return ids[ids.index(_running.id) + 1 :] if _running.id in ids else []
+
+
+def context_of(error: BaseException) -> Context | None:
+    """The last boundary context before ``error``, or ``None`` if it was not raised while training.
+
+    Training can be continued from it, or it can be saved: it is a legal checkpoint. Where a hook trains another loop,
+    it is that of the run that the error has left last.
+
+    >>> context_of(ValueError("raised somewhere else")) is None
+    True
+    """
+    ctx: Context | None = attached_context(error)
+    return ctx
 
 
 def after(ctx: Context, stage: str, **changes: Any) -> Context:

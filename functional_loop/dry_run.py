@@ -19,12 +19,15 @@ from .disk import checkpoint_file
 from .disk.saving import describe
 from .errors import keeping_stop_iteration, noting
 from .fake_values import Allocations, Copies, Ones
-from .loop import Loop, init
+from .init import init
+from .loop import Loop
 from .plain import encode
+from .probe import probed
 from .proofs.purity import object_of
 from .record import evolve, leaves_with_paths, tree_map
 from .stages import STAGES, Callback, Hook
 from .state import state_dict
+from .template import template
 from .training import iterate, train
 
 _LOOKING = "dry run"
@@ -103,7 +106,7 @@ def dry_run(loop: Loop, seed: int = 0, *, real_batch: bool = False) -> DryRun:
         looking = _look(stages, allocated)
         watched = evolve(fake, callbacks=[*fake.callbacks, looking])
         # Whether the bits of two calls are the same is seen with values only.
-        watched.probed.done.update(("training", "evaluation"))
+        probed(watched).done.update(("training", "evaluation"))
         start = init(watched, seed)
         stages["init"] = _forms(start)
         for ctx in iterate(start):
@@ -111,7 +114,7 @@ def dry_run(loop: Loop, seed: int = 0, *, real_batch: bool = False) -> DryRun:
                 trained = ctx
             kept[ctx.stage] = _bytes({name: m["predictions"] for name, m in ctx.measures.items() if m != ()})
         # As it will be saved: with the identity of the loop itself, but the network without memory.
-        saved = evolve(loop, network=fake.template())
+        saved = evolve(loop, network=template(fake))
         end = evolve(ctx, loop=saved, callbacks={c.id: ctx.callbacks[c.id] for c in loop.callbacks})
         checkpoint_bytes = _checkpoint_size(end)
         memory = _memory(trained, train_batch, allocated)

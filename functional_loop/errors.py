@@ -6,10 +6,7 @@ import functools
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ContextDecorator, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
-
-if TYPE_CHECKING:
-    from .context import Context
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -165,7 +162,7 @@ class keeping_stop_iteration(ContextDecorator):  # noqa: N801
             return
         for note in notes_of(error):
             add_note(stop, note)
-        if (ctx := context_of(error)) is not None:
+        if (ctx := attached_context(error)) is not None:
             attach_context(stop, ctx)
         context = stop.__context__
         try:
@@ -193,23 +190,15 @@ def _stop_iteration_in(error: BaseException | None) -> StopIteration | None:
     return stop if name.startswith(f"{__package__}.") else None
 
 
-def attach_context(error: BaseException, ctx: Context) -> None:
+def attach_context(error: BaseException, ctx: object) -> None:
     """Let ``error`` carry ``ctx``, in place of a context of a run before (one object may be raised twice) or within."""
     # Past a __setattr__ of its class, which may refuse.
     object.__setattr__(error, _ATTRIBUTE, ctx)
 
 
-def context_of(error: BaseException) -> Context | None:
-    """The last boundary context before ``error``, or ``None`` if it was not raised while training.
-
-    Training can be continued from it, or it can be saved: it is a legal checkpoint. Where a hook trains another loop,
-    it is that of the run that the error has left last.
-
-    >>> context_of(ValueError("raised somewhere else")) is None
-    True
-    """
-    ctx: Context | None = _attribute(error, _ATTRIBUTE)
-    return ctx
+def attached_context(error: BaseException) -> Any:
+    """What ``error`` carries, or ``None``."""
+    return _attribute(error, _ATTRIBUTE)
 
 
 def _attribute(error: BaseException, name: str) -> Any:

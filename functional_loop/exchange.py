@@ -16,7 +16,8 @@ from .ensembles.ensemble import of_one_run
 from .environment import KERNELS
 from .errors import StateDictError
 from .export import for_evaluation, to_modules
-from .loop import Loop, init
+from .init import init
+from .loop import Loop
 from .network import has_tensors, state_names
 from .plain import decode
 from .record import did_you_mean, evolve

@@ -7,9 +7,9 @@ from torch import nn
 
 from .context import Context, check_context
 from .ensembles.ensemble import one_member
-from .loop import make_module
 from .network import LOSS, WithLoss, has_tensors, private_copy
 from .record import evolve
+from .template import make_module, modes
 
 
 def to_module(ctx: Context, part: str = "network", member: int | None = None) -> nn.Module:
@@ -65,7 +65,7 @@ def to_modules(ctx: Context) -> WithLoss:
 def _private(ctx: Context) -> WithLoss:
     network = ctx.loop.network
     module = network if isinstance(network, nn.Module) else make_module(network, ctx.seed)
-    whole = WithLoss(module, ctx.loop.loss, ctx.loop.modes()).copied()
+    whole = WithLoss(module, ctx.loop.loss, modes(ctx.loop)).copied()
     whole.keep_modes()
     return whole
 

@@ -10,6 +10,7 @@ import attrs
 from torch import Tensor, nn
 
 from .batch import BatchSource
+from .beside import beside
 from .borrowed import numbers_of
 from .compat import without_modes
 from .environment import KERNELS, environment
@@ -19,6 +20,7 @@ from .mentions import hash_of_code, methods_of
 from .record import leaves_with_paths
 from .settings import CODE, kind_of, settings_of, settings_of_all, structure_of
 from .stages import Callback
+from .template import template, with_loss
 
 if TYPE_CHECKING:
     from .context import Context
@@ -34,7 +36,7 @@ def identity(loop: Loop) -> dict[str, Any]:
     """
     # A dry run asks for it among tensors without values.
     with without_modes():
-        known = loop.remembered("identity", lambda: _identity(loop))
+        known = beside(loop, "identity", lambda: _identity(loop))
     kernels: Any = _copied(known["kernels"])
     return {
         "fingerprint": _copied(known["fingerprint"]),
@@ -44,12 +46,12 @@ def identity(loop: Loop) -> dict[str, Any]:
 
 
 def _identity(loop: Loop) -> dict[str, Any]:
-    module = loop.template()
-    params = loop.with_loss().params()
+    module = template(loop)
+    params = with_loss(loop).params()
     groups = loop.optimizer.hyperparameters_of(params)
     numbers = [numbers_of(group) for group in groups]
     flags = [{k: _plain(group[k]) for k in group if k not in own} for group, own in zip(groups, numbers, strict=True)]
-    told = loop.described()
+    told = described(loop)
     made = {
         "network": {
             "params": {name: kind_of(p) for name, p in module.named_parameters()},
@@ -89,7 +91,14 @@ def _identity(loop: Loop) -> dict[str, Any]:
 
 
 def described(loop: Loop) -> dict[str, Any]:
-    """What loss, measures and callbacks were made with, and the order of the callbacks that decide the result."""
+    """What loss, measures and callbacks were made with, and the order of the callbacks that decide the result.
+
+    It is as it was when the first run began.
+    """
+    return beside(loop, "described", lambda: _described(loop))
+
+
+def _described(loop: Loop) -> dict[str, Any]:
     return {
         "loss": _of_loss(loop.loss),
         "scores": {name: _of_measures(getattr(loop, name)) for name in ("measures_train", "measures_valid")},

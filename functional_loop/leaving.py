@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .context import Context
-from .engine.hooks import run_seeded
+from .engine.hooks import hooks_of
 from .errors import add_note, attach_context, told
 from .going_on import check_fit
 from .stages import Hook
@@ -21,8 +21,9 @@ def run_resume(ctx: Context) -> None:
         StateDictError: a callback can't continue with its state.
     """
     check_fit(ctx)
-    for id, hook in ctx.loop.hooks["resume"]:
-        run_seeded("resume", id, hook, ctx)
+    hooks = hooks_of(ctx.loop)
+    for id, hook in hooks.of["resume"]:
+        hooks.run_one("resume", id, hook, ctx)
 
 
 def run_exit(ctx: Context, reason: BaseException | None, calls: Iterable[Call] | None = None) -> None:
@@ -33,10 +34,10 @@ def run_exit(ctx: Context, reason: BaseException | None, calls: Iterable[Call] |
         reason: the error that training stopped for.
         calls: the hooks to run; by default those of the loop, on ``ctx``.
     """
-    failures = []
-    for id, hook, given in calls if calls is not None else ((id, hook, ctx) for id, hook in ctx.loop.hooks["exit"]):
+    hooks, failures = hooks_of(ctx.loop), []
+    for id, hook, given in calls if calls is not None else ((id, hook, ctx) for id, hook in hooks.of["exit"]):
         try:
-            run_seeded("exit", id, hook, given)
+            hooks.run_one("exit", id, hook, given)
         except BaseException as error:
             failures.append(error)
     # What stops the process (KeyboardInterrupt, SystemExit) must get through.

@@ -1,8 +1,7 @@
-"""The Loop: everything that does not change while training; and the first context of a run."""
+"""The Loop: everything that does not change while training."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -11,24 +10,12 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from .constants import drawn, views_of_state
-from .context import Context
-from .data import BatchSource
-from .fast.compiled import CompiledStep
-from .hook_seeds import HookSeeds
-from .identity import described, hash_of_start
+from .batch import BatchSource
 from .measures import Measure
-from .network import Modes, WithLoss, check_module
+from .network import WithLoss
 from .optimizers import Optimizer
-from .overlaps import check_separate
-from .plain import check_plain
-from .probe import Probed
-from .proofs.purity import checked
-from .record import evolve
 from .repeatable import refuse_metrics
-from .rng import fold_in, seeded
 from .stages import STAGES, Callback, Hook
-from .step import Step
 
 
 class AsCallback(Protocol):
@@ -153,26 +140,19 @@ class Loop:
 
     hooks: dict[str, tuple[tuple[str, Hook], ...]] = attrs.field(init=False, repr=False)
     """By stage, and for ``resume``: callback ids and hooks, in the order in which they run."""
+    kept: dict[str, Any] = attrs.field(init=False, factory=dict, repr=False)
+    """What others made of this loop, see `beside`."""
     _skipping: list[tuple[str, Callable[[Any], Iterable[int]]]] = attrs.field(init=False, repr=False)
-    _modules: list[nn.Module] = attrs.field(init=False, factory=list, repr=False)
-    probed: Probed = attrs.field(init=False, factory=Probed, repr=False)
-    """What has been looked at of the network and the loss, in this process."""
-    _modes: list[Modes] = attrs.field(init=False, factory=list, repr=False)
-    _steps: list[Step] = attrs.field(init=False, factory=list, repr=False)
-    hook_seeds: HookSeeds = attrs.field(init=False, repr=False)
-    _remembered: dict[str, Any] = attrs.field(init=False, factory=dict, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._check_types()
         self._check_values()
-        ordered = sorted(self.running_callbacks(), key=lambda callback: callback.order)
+        ordered = sorted(self.callbacks, key=lambda callback: callback.order)
         if isinstance(self.network, nn.Module):
             WithLoss(self.network, self.loss)
         hooks = {s: tuple((c.id, c.hooks[s]) for c in ordered if s in c.hooks) for s in STAGES}
         hooks["resume"] = tuple((c.id, c.resume) for c in ordered if c.resume is not None)
         object.__setattr__(self, "hooks", hooks)
-        observers = frozenset(callback.id for callback in self.callbacks if not callback.replays)
-        object.__setattr__(self, "hook_seeds", HookSeeds(hooks, observers, self.check_pure))
         object.__setattr__(self, "_skipping", [(c.id, c.skips) for c in self.callbacks if c.skips])
 
     def _check_types(self) -> None:
@@ -210,52 +190,6 @@ class Loop:
                 "go with accumulate > 1: use larger batches"
             )
 
-    def running_callbacks(self) -> list[Callback]:
-        """The callbacks as they run: watched, if they are to be."""
-        return [checked(callback) if self.check_pure else callback for callback in self.callbacks]
-
-    def template(self, beside: nn.Module | None = None) -> nn.Module:
-        """A module of the network's structure, whose values don't matter; not to be written to.
-
-        Args:
-            beside: another module that the network made, if there is one at hand.
-        """
-        if isinstance(self.network, nn.Module):
-            return self.network
-        if not self._modules:
-            module = make_module(self.network, TEMPLATE_SEED)
-            check_module(module)
-            others = beside if beside is not None else make_module(self.network, TEMPLATE_SEED)
-            _empty(module, frozenset(map(id, (*others.parameters(), *others.buffers()))))
-            self._modules.append(module)
-        return self._modules[0]
-
-    def with_loss(self) -> WithLoss:
-        """`template` and the loss as one module, not to be written to."""
-        return WithLoss(self.template(), self.loss, self.modes())
-
-    def modes(self) -> Modes:
-        """The parts of network and loss that keep a mode of their own in training, as they were at the first `init`."""
-        if not self._modes:
-            self._modes.append(WithLoss(self.template(), self.loss).kept_modes())
-        return self._modes[0]
-
-    def remembered(self, what: str, make: Callable[[], Any]) -> Any:
-        """What ``make()`` has returned for ``what`` when it was asked for first; not to be written to."""
-        if what not in self._remembered:
-            self._remembered[what] = make()
-        return self._remembered[what]
-
-    def described(self) -> dict[str, Any]:
-        """What loss, measures and callbacks were made with, as it was when the first run began."""
-        made: dict[str, Any] = self.remembered("described", lambda: described(self))
-        return made
-
-    def made(self, seed: int) -> str | None:
-        """A hash of the values that the function given as network has made under ``seed``, if it has."""
-        made: str | None = self._remembered.get(f"start {seed}")
-        return made
-
     def evaluates(self, epoch: int) -> bool:
         """Whether scores are made in ``epoch``."""
         return epoch % self.eval_freq == 0 or epoch == self.epochs
@@ -263,113 +197,3 @@ class Loop:
     def skipped(self, states: dict[str, Any]) -> frozenset[int]:
         """Numbers of the batches that are passed over: ``skip_batches``, and those in the ``states`` of callbacks."""
         return self.skip_batches.union(*(skips(states[id]) for id, skips in self._skipping))
-
-    def sharing(self, other: Loop) -> Loop:
-        """This loop, for which counts what has been looked at of ``other``, with the same network and loss."""
-        object.__setattr__(self, "probed", other.probed)
-        object.__setattr__(self, "_modes", other._modes)
-        return self
-
-    def borrow_step(self) -> Step:
-        """A planned tensor program for exclusive use; give it back to have the next run start at once."""
-        try:
-            return self._steps.pop()
-        except IndexError:
-            return CompiledStep(self) if self.compile else Step(self)
-
-    def return_step(self, step: Step) -> None:
-        step.release()
-        self._steps.append(step)
-
-
-TEMPLATE_SEED = -1
-"""A seed under which no run trains: what a network draws besides its parameters and buffers differs from that."""
-
-
-def _empty(module: nn.Module, shared: frozenset[int]) -> None:
-    """Leave one element, that is NaN if there is such, of what the context has; what others ``shared`` stays."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_contiguous() and id(tensor) not in shared:
-            value = math.nan if tensor.is_floating_point() or tensor.is_complex() else 0
-            tensor.data = tensor.data.new_full((), value).expand(tensor.shape)
-
-
-def make_module(network: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with seeded(fold_in(seed, "initialisation")):
-        module = network()
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"Loop: the function given as network must return an nn.Module, not {type(module).__name__}")
-    return module
-
-
-def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimizer | None = None) -> Context:
-    """The context before ``begin``: parameters and buffers of network and loss, fresh state for all else.
-
-    Args:
-        loop: what to train.
-        seed: any integer; everything random in the run is a function of it.
-        optimizer_state_from: an ordinary torch optimizer over the parameters of ``loop.network``, and of ``loop.loss``
-            if that has any, in mid-flight: its state and hyperparameters are copied, so that training goes on where a
-            hand-written loop left off.
-
-    Raises:
-        ValueError: a lazy network, an optimizer that does not fit the network, a loss with parameters beside a network
-            with a child ``loss``, parameters or buffers that share memory, a number in an attribute of the network
-            that is drawn anew for every seed.
-        TypeError: a seed that is not an integer, a callback's initial state that can't be saved.
-
-    >>> import functional_loop as fl
-    >>> net = nn.Linear(2, 1)
-    >>> loop = fl.Loop(net, nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.1),
-    ...                train=fl.batches(torch.ones(4, 2), torch.ones(4, 1), batch_size=2), epochs=1)
-    >>> ctx = fl.init(loop, seed=0)
-    >>> sorted(ctx.params)
-    ['bias', 'weight']
-    """
-    if not isinstance(loop, Loop):
-        raise TypeError(f"init takes a Loop, not {type(loop).__name__}")
-    if type(seed) is not int:
-        raise TypeError(f"the seed is an integer, not {seed!r}")
-    module = loop.network if isinstance(loop.network, nn.Module) else make_module(loop.network, seed)
-    template = loop.template(beside=module)
-    loop.modes()
-    loop.probed.suspects.update(views_of_state(module))
-    if template is not module:
-        loop.probed.suspects.update(drawn(module, template, lambda: make_module(loop.network, TEMPLATE_SEED)))
-    whole = WithLoss(module, loop.loss)
-    for role, part in whole.parts().items():
-        check_module(part, role)
-    # Before training: hooks may write to what they were made with.
-    loop.described()
-    check_separate([*whole.params().items(), *whole.statistics().items()])
-    params = {name: own(p, loop.device) for name, p in whole.params().items()}
-    buffers = {name: own(b, loop.device) for name, b in whole.statistics().items()}
-    requires_grad = [name for name, p in whole.params().items() if p.requires_grad]
-    if optimizer_state_from is None:
-        optimizer_state = loop.optimizer.init(params)
-    elif isinstance(loop.network, nn.Module):
-        optimizer_state = loop.optimizer.from_torch(optimizer_state_from, whole.params())
-    else:
-        raise ValueError("optimizer_state_from needs a Loop whose network is the module that the optimizer is over")
-    ctx = Context(
-        loop,
-        params,
-        buffers,
-        optimizer_state,
-        callbacks=dict.fromkeys((c.id for c in loop.callbacks), ()),
-        seed=seed,
-        trainable=loop.optimizer.covers(requires_grad),
-        measures={"train": (), "valid": ()},
-    )
-    if not isinstance(loop.network, nn.Module):
-        loop.remembered(f"start {seed}", lambda: hash_of_start(ctx))
-    inits = {c.id: c.init for c in loop.running_callbacks() if c.init is not None}
-    slots = {id: loop.hook_seeds.call("init", id, make, ctx, seeds=True) for id, make in inits.items()}
-    for id, slot in slots.items():
-        check_plain(slot, f"the initial state of callback {id!r}")
-    return evolve(ctx, callbacks={**ctx.callbacks, **slots})
-
-
-def own(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the same values with memory of its own."""
-    return tensor.detach().to(device, copy=True)

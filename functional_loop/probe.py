@@ -13,6 +13,7 @@ import attrs
 from torch import Tensor
 
 from .batch import Batch, copied
+from .beside import beside
 from .earlier_batches import Inputs, difference_after_others
 from .errors import region
 from .network import check_same_form
@@ -21,6 +22,7 @@ from .reachable import EVERYTHING, changed, token
 from .twice import Bits, bits_of, difference, is_rounding, output_bits, refusal
 
 if TYPE_CHECKING:
+    from .loop import Loop
     from .step import Differentiated, Step, Tensors
 
 
@@ -45,6 +47,10 @@ class Probed:
         except BaseException:
             self.done.discard(what)
             raise
+
+
+def probed(loop: Loop) -> Probed:
+    return beside(loop, "probed", Probed)
 
 
 def differentiate(

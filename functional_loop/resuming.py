@@ -13,7 +13,8 @@ from .disk.lock import FolderLock
 from .ensembles.ensemble import member_seeds
 from .errors import CheckpointError, StateDictError
 from .identity import identity
-from .loop import Loop, init
+from .init import init
+from .loop import Loop
 from .patterns import Patterns, matches
 from .store import CheckpointStore
 

@@ -19,13 +19,15 @@ from .ensembles.ensemble import BATCH_HOOKS, MODES, split_context, stack, unstac
 from .errors import StateDictError, noting, region
 from .going_on import fitted, misfits
 from .identity import identity
-from .loop import Loop, init
+from .init import init
+from .loop import Loop
 from .migrations import VERSION, migrate
 from .patterns import Patterns
 from .place import check_place
 from .plain import check_plain, decode, encode
 from .reading import as_places, without_hashes, without_validation
 from .record import evolve, tensor_bytes
+from .template import with_loss
 
 StateDict = dict[str, Any]
 
@@ -203,7 +205,7 @@ def _adapted(ctx: Context, changed: set[str]) -> Context:
 def _loaded(ctx: Context, sd: StateDict) -> Context:
     device = ctx.loop.device
     saved = dict(sd["buffers"])
-    for role, names in reversed(ctx.loop.with_loss().state_names().items()):
+    for role, names in reversed(with_loss(ctx.loop).state_names().items()):
         if role in sd:
             saved |= {first: sd[role][name] for name, first in reversed(names.items())}
     entries = {**sd["callbacks"], **sd["volatile"]}

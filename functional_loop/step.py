@@ -16,6 +16,7 @@ from .network import FunctionalNetwork
 from .outputs import tree_detach
 from .record import did_you_mean
 from .seeding import Seeding
+from .template import with_loss
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -63,10 +64,10 @@ class Step:
     """Whether the walk is to call `CompiledStep.whole` in the place of `gradients` and `update`."""
 
     def __init__(self, loop: Loop) -> None:
-        whole = loop.with_loss()
+        whole = with_loss(loop)
         self.original = whole
         """The modules that are never called."""
-        self.probed = loop.probed
+        self.probed = probing.probed(loop)
         self.network = FunctionalNetwork(whole)
         self.device_type = loop.device.type
         self.autocast_dtype = loop.autocast

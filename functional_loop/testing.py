@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .context import Context
 from .data import batches
-from .loop import AsCallback, Loop, init
+from .init import init
+from .loop import AsCallback, Loop
 from .measures import measure
 from .optimizers import optimizer
 from .proofs.purity import object_of

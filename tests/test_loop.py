@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
+from functional_loop.template import template
 from tests.sample_loops import counter, data, make_loop, mlp
 
 X, Y = data(3)
@@ -187,4 +188,4 @@ def test_frozen_parameters_are_not_trainable() -> None:
 def test_the_loop_of_a_function_holds_no_second_copy_of_the_parameters() -> None:
     loop = make_loop(network=lambda: nn.Linear(3, 2))
     fl.train(fl.init(loop))
-    assert all(p.untyped_storage().nbytes() <= p.element_size() for p in loop.template().parameters())
+    assert all(p.untyped_storage().nbytes() <= p.element_size() for p in template(loop).parameters())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
+from functional_loop.template import template
 
 from .processes import in_a_fresh_process
 from .sample_loops import data, make_loop
@@ -258,7 +259,7 @@ def test_a_factory_may_give_modules_that_share_parameters() -> None:
 def test_templates_hold_no_numbers() -> None:
     loop = make_loop(network=lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
     fl.init(loop)
-    module = loop.template()
+    module = template(loop)
     floating = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     assert all(tensor.isnan().all() for tensor in floating)
 

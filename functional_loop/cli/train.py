@@ -10,8 +10,8 @@ import traceback
 import warnings
 from pathlib import Path
 
-from ..context import Context
-from ..errors import CheckpointError, StateDictError, add_note, context_of
+from ..context import Context, context_of
+from ..errors import CheckpointError, StateDictError, add_note
 from ..loop import Loop
 from ..resuming import resume
 from ..signals import Signals

@@ -15,6 +15,7 @@ from ..context import Context, check_context
 from ..ensembles.ensemble import of_one_run
 from ..network import outer_name
 from ..rng import fold_in, seeded
+from ..template import with_loss
 
 Tensors = dict[str, Tensor]
 LossFunction = Callable[[Tensors], Tensor]
@@ -60,7 +61,7 @@ class Forward:
 
     def __init__(self, ctx: Context) -> None:
         self._loop = of_one_run(ctx, "the loss").loop
-        self._module = ctx.loop.with_loss().copied()
+        self._module = with_loss(ctx.loop).copied()
         self._names = {
             outer_name(name): name for name, _ in (*self._module.named_parameters(), *self._module.named_buffers())
         }

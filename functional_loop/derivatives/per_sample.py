@@ -11,6 +11,7 @@ from ..batch import Batch, as_batch, to_device
 from ..context import Context, check_context
 from ..record import leaves_with_paths, tree_map
 from ..rng import fold_in
+from ..template import template
 from .losses import Forward, Tensors, trainable_params
 
 
@@ -42,7 +43,7 @@ def per_sample_gradients(
     """
     check_context(ctx, "per_sample_gradients")
     if training:
-        check_rows_are_separate(ctx.loop.template(), "per_sample_gradients")
+        check_rows_are_separate(template(ctx.loop), "per_sample_gradients")
     if not ctx.trainable:
         raise ValueError("per_sample_gradients: no parameter is trainable, see ctx.trainable")
     forward, batch = Forward(ctx), to_device(as_batch(batch), ctx.loop.device)

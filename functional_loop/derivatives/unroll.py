@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from ..batch import Batch, as_batch, to_device
 from ..context import Context, check_boundary
+from ..probe import probed
 from ..record import evolve, tree_map
 from ..rng import fold_in, seeded
 from ..step import Step
@@ -83,7 +84,8 @@ def unroll(
 def _probe(ctx: Context, batches: Sequence[Batch]) -> None:
     """Look once, by an ordinary step, whether a step depends on more than its context; not inside of transforms."""
     loop = ctx.loop
-    if "training" in loop.probed.done or not batches or not all(map(_has_memory, (*ctx.params.values(), batches[0].x))):
+    real = batches and all(map(_has_memory, (*ctx.params.values(), batches[0].x)))
+    if not real or "training" in probed(loop).done:
         return
     step, seed = Step(loop), fold_in(ctx.seed, "step", ctx.global_step + 1)
     step.gradients(detached(ctx).params, detached(ctx).buffers, ctx.trainable, batches[0], seed, probe=True)

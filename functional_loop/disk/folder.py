@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from ..beside import found_beside
 from ..comparing import Difference, refusal
 from ..context import Context
 from ..errors import CheckpointError, StateDictError, add_note
@@ -125,7 +126,7 @@ class Intact:
 
     def _check_start(self, ctx: Context, allow: Patterns) -> None:
         """Refuse a network made by a function that makes other values of the same seed on the same machine."""
-        made = ctx.loop.made(ctx.seed) if ctx.seed == self.seed else None
+        made = found_beside(ctx.loop, f"start {ctx.seed}") if ctx.seed == self.seed else None
         saved = self.start.get("values")
         if not self.start.get("made") or made in (None, saved):
             return

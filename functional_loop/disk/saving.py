@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..beside import found_beside
 from ..comparing import check_allowed, compare_runs, refusal, unknown_differences
 from ..context import Context
 from ..ensembles.ensemble import member_seeds
@@ -175,7 +176,7 @@ def describe(ctx: Context, state: dict[str, Any], start: dict[str, Any] | None =
 def begun(ctx: Context) -> dict[str, Any]:
     """What is known of a start: a hash of its values, and whether they are those that the loop makes of the seed."""
     values = hash_of_start(ctx)
-    return {"values": values, "made": ctx.ensemble is None and ctx.loop.made(ctx.seed) == values}
+    return {"values": values, "made": ctx.ensemble is None and found_beside(ctx.loop, f"start {ctx.seed}") == values}
 
 
 def _started(metadata: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..measures import Measure
 from ..reading import TRAINING, VALIDATION, Item, check_epoch_done, check_validated, without_validation
 from ..record import evolve
 from ..step import Gradients, Tensors
-from .hooks import check_grads, place_of
+from .hooks import check_grads, hooks_of, place_of
 
 Chosen = Sequence[Measure]
 Again = Callable[[Tensors, Tensors], Gradients]
@@ -41,7 +41,7 @@ class BatchProgram(ABC):
     at_once = False
 
     def __init__(self, ctx: Context) -> None:
-        self.loop = ctx.loop
+        self.loop, self._hooks = ctx.loop, hooks_of(ctx.loop)
         self._live: Context | None = ctx
         self._probe = True
 
@@ -156,7 +156,7 @@ class BatchProgram(ABC):
             return item
 
     def _trained(self, ctx: Context, item: Item, probe: bool, seeds: bool) -> Context:
-        loop, hooks, doing = self.loop, self.loop.hooks, ""
+        loop, hooks, doing = self.loop, self._hooks.of, ""
         ctx = evolve(
             ctx,
             batch=to_device(item.batch, loop.device),
@@ -228,7 +228,7 @@ class BatchProgram(ABC):
         return {"params": params, "optimizer_state": optimizer_state, "buffers": buffers}
 
     def _validated(self, ctx: Context, item: Item, seeds: bool) -> Context:
-        loop, hooks, chosen, doing = self.loop, self.loop.hooks, self.loop.measures_valid, ""
+        loop, hooks, chosen, doing = self.loop, self._hooks.of, self.loop.measures_valid, ""
         running = self.start(chosen) if ctx.stage == "before_valid" else ctx.measures[VALIDATION]
         ctx = evolve(
             ctx,
@@ -271,7 +271,7 @@ class BatchProgram(ABC):
 
     def _for_network(self, ctx: Context, kind: Kind) -> Batch:
         """The batch, or a copy where hooks may see it or run again on it: a network may write to its input."""
-        return copied(ctx.batch) if kind in self.loop.hook_seeds.hooked else ctx.batch
+        return copied(ctx.batch) if kind in self._hooks.seeds.hooked else ctx.batch
 
 
 _CALLED = {TRAINING: "training data", VALIDATION: "validation data"}

@@ -2,43 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from itertools import chain
+from typing import Any
 
+from ..beside import beside
 from ..context import Context, run_as
 from ..errors import add_note
-from ..hook_seeds import BATCH_STAGES
+from ..hook_seeds import BATCH_STAGES, HookSeeds
+from ..loop import Loop
 from ..place import check_not_moved
 from ..plain import check_plain
+from ..proofs.purity import checked
 from ..record import did_you_mean, evolve
-from ..stages import Hook
+from ..stages import STAGES, Hook
 
 _OF_BATCHES = frozenset(chain(*BATCH_STAGES.values()))
 
 
-def run_stage(stage: str, ctx: Context, seeds: bool = True) -> Context:
-    """What the hooks of ``stage`` make of ``ctx``."""
-    hooks = ctx.loop.hooks[stage]
-    return run_hooks(stage, hooks, evolve(ctx, running=stage), seeds) if hooks else ctx
+class StageHooks:
+    """The hooks of a loop as they run: in order, watched where ``check_pure`` is set, each under its seed."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._callbacks = [checked(c) if loop.check_pure else c for c in loop.callbacks]
+        by_id = {callback.id: callback for callback in self._callbacks}
+        self.of = {stage: [(id, by_id[id].hooks[stage]) for id, _ in loop.hooks[stage]] for stage in STAGES}
+        self.of["resume"] = [(id, hook) for id, _ in loop.hooks["resume"] if (hook := by_id[id].resume) is not None]
+        observers = frozenset(callback.id for callback in loop.callbacks if not callback.replays)
+        self.seeds = HookSeeds(self.of, observers, loop.check_pure)
+
+    def run(self, stage: str, ctx: Context, seeds: bool = True) -> Context:
+        """What the hooks of ``stage`` make of ``ctx``, one after the other.
+
+        Args:
+            seeds: whether all are called under their seeds, or only those that are known to draw.
+        """
+        if not (hooks := self.of[stage]):
+            return ctx
+        ctx = evolve(ctx, running=stage)
+        seeded = seeds or self.seeds.observers or self.seeds.drawing
+        for id, hook in hooks:
+            ctx = self.run_one(stage, id, hook, ctx, seeds) if seeded else run_hook(stage, id, hook, ctx)
+        return ctx
+
+    def run_one(self, stage: str, id: str, hook: Hook, ctx: Context, seeds: bool = True) -> Context:
+        """What one hook makes of ``ctx``, under its seed."""
+        return run_hook(stage, id, partial(self.seeds.call, stage, id, hook, seeds=seeds), ctx)
+
+    def initial(self, ctx: Context) -> dict[str, Any]:
+        """The states with which callbacks start, by id; of those that keep any."""
+        makers = {c.id: c.init for c in self._callbacks if c.init is not None}
+        return {id: self.seeds.call("init", id, make, ctx, seeds=True) for id, make in makers.items()}
 
 
-def run_hooks(stage: str, hooks: Iterable[tuple[str, Hook]], ctx: Context, seeds: bool = True) -> Context:
-    """What ``hooks`` make of ``ctx``, one after the other.
-
-    Args:
-        seeds: whether all are called under their seeds, or only those that are known to draw.
-    """
-    hook_seeds = ctx.loop.hook_seeds
-    seeded = seeds or hook_seeds.observers or hook_seeds.drawing
-    for id, hook in hooks:
-        ctx = run_hook(stage, id, partial(hook_seeds.call, stage, id, hook, seeds=seeds) if seeded else hook, ctx)
-    return ctx
-
-
-def run_seeded(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
-    """What one hook makes of ``ctx``, under its seed."""
-    return run_hooks(stage, [(id, hook)], ctx)
+def hooks_of(loop: Loop) -> StageHooks:
+    return beside(loop, "hooks", lambda: StageHooks(loop))
 
 
 def run_hook(stage: str, id: str, hook: Hook, ctx: Context, of_all: bool = False) -> Context:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import measures
 from ..batch import Batch
+from ..beside import beside
 from ..context import Context, after
 from ..donation import give_back, take
 from ..errors import noting
@@ -19,12 +20,12 @@ from ..fast.in_place import InPlaceStretch
 from ..fast.stretch import Stretch
 from ..hook_seeds import Kind
 from ..leaving import run_exit, run_resume
+from ..loop import Loop
 from ..reading import TRAINING, VALIDATION, Item, Reader
-from ..record import evolve
 from ..rng import fold_in
 from ..step import Gradients, Step, StepInputs
 from .batch import Again, BatchProgram, Chosen
-from .hooks import place_of, run_hooks
+from .hooks import place_of
 
 
 class SoloProgram(BatchProgram):
@@ -40,7 +41,7 @@ class SoloProgram(BatchProgram):
 
     def open(self) -> SoloProgram:
         """Borrow the step; `enter` does, too."""
-        self._step = self.loop.borrow_step()
+        self._step = borrow_step(self.loop)
         self.at_once = self._step.at_once
         return self
 
@@ -65,8 +66,7 @@ class SoloProgram(BatchProgram):
         return self._step.evaluate(params, ctx.buffers, ctx.trainable, batch, seed, with_loss)
 
     def hooked(self, stage: str, ctx: Context, seeds: bool) -> Context:
-        hooks = self.loop.hooks[stage]
-        return run_hooks(stage, hooks, evolve(ctx, running=stage), seeds) if hooks else ctx
+        return self._hooks.run(stage, ctx, seeds)
 
     def start(self, chosen: Chosen) -> Any:
         return measures.start(chosen)
@@ -135,11 +135,11 @@ class SoloProgram(BatchProgram):
     def close(self) -> None:
         self._live, self._span = self.live, None
         if hasattr(self, "_step"):
-            self.loop.return_step(self._step)
+            return_step(self.loop, self._step)
             del self._step
 
     def _batch(self, kind: Kind, run: Callable[[bool], Context]) -> Context:
-        return self.loop.hook_seeds.batch(kind, run)
+        return self._hooks.seeds.batch(kind, run)
 
     def _next(self, reader: Reader, part: str) -> Item | None:
         if part == VALIDATION or self.loop.accumulate == 1:
@@ -163,6 +163,20 @@ class SoloProgram(BatchProgram):
         self._span.run(reader.take, stop)
         self._live, trained, self._span = self._span.context(), self._span.batches > 0, None
         return trained
+
+
+def borrow_step(loop: Loop) -> Step:
+    """A planned step for exclusive use; give it back to have the next run start at once."""
+    ready = beside(loop, "steps", list[Step])
+    try:
+        return ready.pop()
+    except IndexError:
+        return CompiledStep(loop) if loop.compile else Step(loop)
+
+
+def return_step(loop: Loop, step: Step) -> None:
+    step.release()
+    beside(loop, "steps", list[Step]).append(step)
 
 
 def passed_over(ctx: Context, data: Any) -> Context:

@@ -20,6 +20,7 @@ from ..fast.graphs import Function, Graph, UncompilableError, compile_graph
 from ..fast.traced import Column, traced_gradients
 from ..outputs import tree_detach
 from ..step import Gradients, Tensors
+from ..template import with_loss
 from .member_draws import GivenDraws, drawn
 from .member_optimizers import as_tensor, counted, differ
 from .member_step import MembersStep, Seeds
@@ -57,7 +58,7 @@ class CompiledMembersStep(MembersStep):
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
         self._graphs = _graphs.setdefault(loop, {})
-        self._formulas = formulas(loop.optimizer, loop.with_loss().params())
+        self._formulas = formulas(loop.optimizer, with_loss(loop).params())
         self._values: tuple[Any, list[Group], Slots] = (None, [], ())
 
     def gradients(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch import Tensor
 
-from ..context import Context, check_boundary
+from ..context import Context, Ensemble, Place, check_boundary
 from ..record import evolve, tree_map
 from .stacking import Known, Members, combine, split
 
@@ -20,39 +20,6 @@ BATCH_HOOKS = ("vectorised", "each")
 
 _PLACE = ("epoch", "step", "step_valid", "global_step", "stage", "terminate")
 _SCORES = ("last_scores_train", "last_scores_valid")
-
-
-@attrs.frozen
-class Place:
-    """Where a run is."""
-
-    epoch: int
-    step: int
-    step_valid: int
-    global_step: int
-    stage: str
-    terminate: bool
-
-
-@attrs.frozen
-class Ensemble:
-    """What makes a context a stacked one.
-
-    Args:
-        mode: ``"auto"``, ``"vectorised"`` or ``"exact"``; see `stack`.
-        batch_hooks: ``"vectorised"`` or ``"each"``; see `stack`.
-        ends: the place of every member that has finished; ``None`` for those that are where the context says.
-        terminating: the members that will finish with this epoch, where not all will.
-    """
-
-    mode: str
-    batch_hooks: str
-    ends: tuple[Place | None, ...] = attrs.field(repr=False)
-    terminating: frozenset[int] = frozenset()
-
-    @property
-    def members(self) -> int:
-        return len(self.ends)
 
 
 def stack(contexts: Sequence[Context], mode: str = "auto", batch_hooks: str = "vectorised") -> Context:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..context import Context
 from ..evaluation import predict
-from ..loop import Loop, init
+from ..init import init
+from ..loop import Loop
 from ..record import did_you_mean, tree_map
 from .ensemble import stack
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..context import Context
-from ..engine.hooks import run_hook, run_seeded
+from ..engine.hooks import hooks_of, run_hook
 from ..errors import noting
 from ..record import evolve
 from ..stages import Callback, Hook
@@ -21,7 +21,7 @@ BATCH_STAGES = ("batch_begin", "after_backward", "batch_end", "batch_valid_begin
 
 def run_member_hooks(stage: str, ctx: Context) -> Context:
     """What the hooks of ``stage`` make of a stacked context."""
-    hooks = [(id, hook) for id, hook in ctx.loop.hooks[stage] if not callback_of(ctx, id).whole]
+    hooks = [(id, hook) for id, hook in hooks_of(ctx.loop).of[stage] if not callback_of(ctx, id).whole]
     if not hooks:
         return ctx
     assert ctx.ensemble is not None
@@ -76,7 +76,7 @@ def for_every_member(ctx: Context, functions: Sequence[Callable[[Context], Conte
 
 
 def _of_stage(stage: str, id: str, hook: Hook) -> Callable[[Context], Context]:
-    return lambda ctx: run_seeded(stage, id, hook, ctx)
+    return lambda ctx: hooks_of(ctx.loop).run_one(stage, id, hook, ctx)
 
 
 def _once_for_all(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
@@ -90,7 +90,7 @@ def _once_for_all(stage: str, id: str, hook: Hook, ctx: Context) -> Context:
             "it for every member, at the cost of a call each"
         )
 
-    alone, draws = evolve(ctx, ensemble=None), ctx.loop.hook_seeds.watch()
+    alone, draws = evolve(ctx, ensemble=None), hooks_of(ctx.loop).seeds.watch()
     draws.look()
     with noting(say), ForeachApart():
         after = vectorised(lambda member: run_hook(stage, id, hook, member, of_all=True), (alone,), members)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..network import FunctionalNetwork
 from ..outputs import is_of_objects, tree_detach
 from ..step import Gradients, Tensors, autocast_off, backward
+from ..template import with_loss
 from .member_draws import OwnDraws
 from .member_optimizers import MembersUpdate
 from .trial import Trial, found_of
@@ -36,7 +37,7 @@ class MembersStep:
     """
 
     def __init__(self, loop: Loop) -> None:
-        self.network = FunctionalNetwork(loop.with_loss())
+        self.network = FunctionalNetwork(with_loss(loop))
         self._optimizer = loop.optimizer
         self._updates: dict[int, MembersUpdate] = {}
         self._autocast = (loop.device.type, loop.autocast)

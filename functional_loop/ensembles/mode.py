@@ -18,6 +18,7 @@ from ..reading import TRAINING, VALIDATION
 from ..record import evolve
 from ..rng import seeded
 from ..step import autocast_off
+from ..template import with_loss
 from .ensemble import going
 from .member_optimizers import has_vectorised_form
 from .members import MembersProgram
@@ -139,7 +140,7 @@ def _has_members(tree: Any) -> bool:
 def _why_slower(loop: Loop) -> str:
     if loop.device.type != "cpu":
         return ""
-    slow = next((part for part in loop.with_loss().modules() if isinstance(part, _SLOW)), None)
+    slow = next((part for part in with_loss(loop).modules() if isinstance(part, _SLOW)), None)
     return f"{type(slow).__name__} of several members at once is slower on the CPU" if slow is not None else ""
 
 
@@ -159,7 +160,7 @@ def _tried(ctx: Context) -> str:
 
 def _try(ctx: Context) -> None:
     loop = ctx.loop
-    if FunctionalNetwork(loop.with_loss()).writes:
+    if FunctionalNetwork(with_loss(loop)).writes:
         raise NotVectorisedError("the network writes to its parameters (max_norm)")
     ctx = evolve(ctx, epoch=max(ctx.epoch, 1), step=0, step_valid=0)
     program = MembersProgram(ctx, compiles=False)

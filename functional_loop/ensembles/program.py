@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..context import Context
-from ..engine.hooks import run_seeded
+from ..engine.hooks import hooks_of
 from ..hook_seeds import BATCH_STAGES
 from ..leaving import Call, run_exit, run_resume
 from ..record import evolve
@@ -29,7 +29,7 @@ class EnsembleProgram:
 
     def __init__(self, ctx: Context) -> None:
         check_no_skipping(ctx.loop)
-        self.loop = ctx.loop
+        self.loop, self._hooks = ctx.loop, hooks_of(ctx.loop)
         if chosen(ctx).vectorised:
             check_batch_hooks(ctx)
             self._program: MembersProgram | TurnsProgram = MembersProgram(ctx)
@@ -85,10 +85,10 @@ class EnsembleProgram:
             run_resume(member)
         for callback in self._whole:
             if callback.resume is not None:
-                run_seeded("resume", callback.id, callback.resume, ctx)
+                self._hooks.run_one("resume", callback.id, callback.resume, ctx)
 
     def leave(self, reason: BaseException | None) -> None:
-        ctx, hooks = self.context(), self.loop.hooks["exit"]
+        ctx, hooks = self.context(), self._hooks.of["exit"]
         whole = {callback.id for callback in self._whole}
         members = split_context(ctx) if hooks else []
         calls: list[Call] = [(id, hook, given) for id, hook in hooks for given in ([ctx] if id in whole else members)]
@@ -120,7 +120,7 @@ class EnsembleProgram:
                 glance = callback.volatile and stage in _OF_BATCHES
                 given = self._with_slots(self.live) if glance else self.context()
                 given = evolve(given, loop=self.loop, stage=before, running=stage)
-                made = run_seeded(stage, callback.id, callback.hooks[stage], given)
+                made = self._hooks.run_one(stage, callback.id, callback.hooks[stage], given)
                 if callback.id in self._slots:
                     self._slots[callback.id] = made.callbacks[callback.id]
 

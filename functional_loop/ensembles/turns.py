@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..beside import share
 from ..context import Context
 from ..engine.solo import SoloProgram
 from ..loop import Loop
+from ..probe import probed
 from ..reading import Reader
 from ..record import evolve
 from ..stages import Callback
@@ -101,4 +103,7 @@ def without_whole(loop: Loop) -> Loop:
     if not any(callback.whole for callback in loop.callbacks):
         return loop
     silent = [Callback(c.id, init=c.init, kind=c.kind) if c.whole else c for c in loop.callbacks]
-    return evolve(loop, callbacks=silent).sharing(loop)
+    made = evolve(loop, callbacks=silent)
+    probed(loop)
+    share(made, loop, "probed", "template", "modes")
+    return made

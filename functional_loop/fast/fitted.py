@@ -13,6 +13,7 @@ from torch import Tensor
 from ..batch import Batch, copied
 from ..borrowed import State
 from ..step import Tensors, refuse_inference_mode
+from ..template import with_loss
 from .drawn import Recording
 from .formulas import Plan
 from .layouts import fit, layout
@@ -39,7 +40,7 @@ class FittedStep(TracedStep):
 
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
-        whole = loop.with_loss()
+        whole = with_loss(loop)
         tensors: Tensors = {**whole.params(), **whole.statistics()}
         self._layouts = {name: layout(tensor.detach().clone()) for name, tensor in tensors.items()}
         self._cases: list[Case] = []

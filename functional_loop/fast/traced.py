@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..outputs import tree_detach
 from ..step import Gradients, Step, Tensors, backward
+from ..template import with_loss
 from .drawn import Draw, GivenDraws, Recording, beforehand
 from .formulas import Plan, formulas
 from .graphs import Function, UncompilableError
@@ -51,7 +52,7 @@ class TracedStep(Step):
 
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
-        whole = loop.with_loss()
+        whole = with_loss(loop)
         params = whole.params()
         self._names, self._buffer_names = tuple(params), tuple(whole.statistics())
         self._formulas = formulas(self.optimizer, params)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ..context import Context
-from ..loop import init
+from ..init import init
 from ..measures import Measure
 from ..record import evolve
 from ..resuming import resume

@@ -14,11 +14,13 @@ from ..comparing import compare
 from ..context import Context, first_output
 from ..errors import StateDictError
 from ..export import for_evaluation, to_module
-from ..loop import Loop, init, make_module
+from ..init import init
+from ..loop import Loop
 from ..network import LOSS
 from ..plain import decode
 from ..rng import fold_in, seeded
 from ..state import StateDict, load_state_dict, state_dict
+from ..template import make_module
 
 
 @attrs.frozen(eq=False, repr=False)

@@ -14,6 +14,7 @@ from ..indexed import TensorSource
 from ..record import did_you_mean, tree_equal
 from ..rng import seeded
 from ..stages import Callback
+from ..template import with_loss
 from .given import Given, nodes
 from .watch import GlobalGenerators, Watch
 
@@ -85,7 +86,7 @@ def _complain(who: str, findings: list[str]) -> None:
 
 def _of_the_loop(loop: Loop) -> dict[str, Any]:
     """What can be reached through ``ctx.loop`` and written to."""
-    parts = loop.with_loss().parts().items()
+    parts = with_loss(loop).parts().items()
     found: dict[str, Any] = {
         f"ctx.loop.{role}": {**dict(part.named_parameters()), **dict(part.named_buffers())} for role, part in parts
     }

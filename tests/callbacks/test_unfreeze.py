@@ -9,6 +9,7 @@ import torch
 import functional_loop as fl
 from functional_loop.callbacks.rollback import rollback
 from functional_loop.callbacks.unfreeze import unfreeze
+from functional_loop.template import template
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import epoch_of, full_loop, make_loop, same_bits
 
@@ -59,7 +60,7 @@ def test_a_run_can_start_with_everything_frozen() -> None:
 
 def test_what_was_frozen_by_the_network_can_be_unfrozen() -> None:
     loop = make_loop()
-    loop.template().requires_grad_(False)
+    template(loop).requires_grad_(False)
     assert trainable(fl.evolve(loop, callbacks=[unfreeze("3.*", [{"epoch": 2, "weights": "*"}])]))[-1] == ALL
 
 
