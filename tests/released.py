@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop.disk import checkpoint_file
+from functional_loop.disk import header
 from functional_loop.migrations import VERSION
 
 FOLDER = Path(__file__).parent / "data"
@@ -56,7 +56,7 @@ def main() -> None:
     if folder.exists():
         raise SystemExit(f"{folder} is there already, and a released file stays as it is")
     path = fl.CheckpointStore(folder).save(ctx)
-    print(path, path.stat().st_size, "bytes", fl.digest(ctx), end.last_scores_valid, checkpoint_file.VERSION)
+    print(path, path.stat().st_size, "bytes", fl.digest(ctx), end.last_scores_valid, header.VERSION)
 
 
 if __name__ == "__main__":

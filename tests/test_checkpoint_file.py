@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from functional_loop.disk import durable
-from functional_loop.disk.checkpoint_file import NewerFormatError, read, read_metadata, write
+from functional_loop.disk import durable, header
+from functional_loop.disk.checkpoint_file import read, read_metadata, read_outline, verify, write
+from functional_loop.disk.header import NewerFormatError
 from functional_loop.errors import CheckpointError
 from functional_loop.record import tensor_bytes, tree_equal
 
@@ -455,6 +457,50 @@ def test_mutated_headers_with_a_right_checksum_are_refused_or_read(folder: Path,
     path.write_bytes(sealed(header, b"\0\0"))
     with pytest.raises(CheckpointError):
         read(path)
+
+
+@pytest.mark.parametrize("part", ["[],", "{},", "1,", '"",', "null,", '{"a":1},', '["data_offsets",1],'])
+@pytest.mark.parametrize("place", ["tree", "metadata", "tensors", "beside"])
+def test_a_header_of_too_many_parts_is_refused_before_it_is_parsed(tmp_path: Path, part: str, place: str) -> None:
+    path, parts = tmp_path / "f", "[" + (part * 2_000_001)[:-1] + "]"
+    if place == "beside":
+        text = header_of(VALID, beside="@").decode()
+    else:
+        text, parts = header_of({**VALID, place: "@"}).decode(), parts.replace('"', '\\"')
+    text = text.replace('"@"', parts) if place == "beside" else text.replace('\\"@\\"', parts)
+    path.write_bytes(sealed(text.encode()))
+    tracemalloc.start()
+    for function in (read, verify, read_metadata, read_outline):
+        with pytest.raises(CheckpointError, match=r"its header holds .* lists, dicts and other values"):
+            function(path)
+    assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size
+    tracemalloc.stop()
+
+
+def test_what_is_written_has_not_too_many_parts_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header, "_MOST_PARTS", 100)
+
+    def is_written(n: int, of_tensors: int) -> bool:
+        tree = {"tensor": torch.zeros(of_tensors, dtype=torch.uint8), "list": [[i] for i in range(n)]}
+        try:
+            write(tmp_path / "f", tree, {})
+        except ValueError as error:
+            return "keep long lists of numbers as tensors" not in str(error)
+        return bool(read(tmp_path / "f")[0]["list"] == tree["list"])
+
+    found = [[is_written(n, of_tensors) for n in range(0, 400, 7)] for of_tensors in (0, 4000)]
+    assert all(written == sorted(written, reverse=True) for written in found)
+    assert 0 < found[0].count(True) < found[1].count(True) < len(found[1])
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("place", ["tree", "metadata"])
+def test_numbers_that_json_lacks_are_refused_in_all_readers(tmp_path: Path, number: str, place: str) -> None:
+    text = header_of({**VALID, place: {"a": 0.123}}).replace(b"0.123", number.encode())
+    (tmp_path / "f").write_bytes(sealed(text))
+    for function in (read, verify, read_metadata, read_outline):
+        with pytest.raises(CheckpointError, match="no JSON"):
+            function(tmp_path / "f")
 
 
 def test_a_claim_of_more_than_there_is_costs_no_memory(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import functional_loop as fl
 from functional_loop import migrations
 from functional_loop.disk import checkpoint_file
-from functional_loop.disk.checkpoint_file import NewerFormatError
+from functional_loop.disk.header import NewerFormatError
 from functional_loop.migrations import MIGRATIONS, Migration, migrate
 from tests import released
 from tests.sample_loops import full_loop, middle

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.disk import checkpoint_file
+from functional_loop.disk import checkpoint_file, header
 from functional_loop.disk.lock import NAME
 from functional_loop.errors import CheckpointError, StateDictError
 from functional_loop.resuming import resume
@@ -544,7 +544,7 @@ def test_a_damaged_end_falls_back_to_its_epoch_end(tmp_path: Path) -> None:
 def test_a_newer_format_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved_run(tmp_path, 1)
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_file, "VERSION", 2)
+        patched.setattr(header, "VERSION", 2)
         saved_run(tmp_path, 2)
     before = contents(tmp_path)
     for use in (

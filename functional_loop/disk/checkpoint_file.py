@@ -13,79 +13,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
-import math
 import os
 import stat
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..record import tensor_bytes
 from .durable import replacing
-from .tree_json import DTYPES, TENSOR, decode, encode
-
-VERSION = 1
-
-_LONGEST_HEADER = 100_000_000
-"""Bytes; that of readers of safetensors."""
-
-# Other dtypes are uint8 to readers of safetensors; the index has the dtype that they are.
-_SAFETENSORS_DTYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
-
-# The checksum is the first thing in a header, so that it can be verified before anything is parsed.
-_PREFIX = rb'{"__metadata__":{"functional_loop":"{\"header_sha256\":\"'
-_CHECKSUM = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 64)
-_BLANK = "0" * 64
-
-
-class NewerFormatError(CheckpointError):
-    """An intact file in a format that only a newer version of functional_loop reads."""
-
-
-@attrs.frozen
-class _Stored:
-    """What the index says of one tensor."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    sha256: str
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@attrs.frozen
-class _Index:
-    tree: Any
-    metadata: dict[str, Any]
-    tensors: dict[str, _Stored]
+from .header import BLANK, Index, Stored, header_of, nonsense_refused, read_index
+from .tree_json import TENSOR, decode, encode
 
 
 def write(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any], folder: int | None = None) -> None:
@@ -124,7 +67,7 @@ def size(tree: Any, metadata: dict[str, Any]) -> int:
     >>> size({"weight": torch.empty(1).expand(1_000_000)}, {}) // 1_000_000
     4
     """
-    header, tensors = _prepared(tree, metadata, lambda tensor: _BLANK)
+    header, tensors = _prepared(tree, metadata, lambda tensor: BLANK)
     return len(header) + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
@@ -139,7 +82,7 @@ def _prepared(
     # Wide elements first: each tensor is then aligned to its element size, which readers that map files need.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
     stored = {key: _stored(tensor, checksum(tensor)) for key, tensor in tensors.items()}
-    return _header(_Index(json_tree, json_metadata, stored)), tensors
+    return header_of(Index(json_tree, json_metadata, stored)), tensors
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
@@ -154,9 +97,9 @@ def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """
     path = Path(path)
     with _opened(path) as file:
-        index, header = _read_index(file, path)
+        index, header = read_index(file, path)
         tensors = {key: _read_tensor(file, path, key, stored) for key, stored in index.tensors.items()}
-    with _nonsense_refused(path):
+    with nonsense_refused(path):
         tree = decode(index.tree, tensors)
         checksums = {id(tensors[key]): stored.sha256 for key, stored in index.tensors.items()}
         if _prepared(tree, index.metadata, lambda tensor: checksums[id(tensor)])[0] != header:
@@ -173,7 +116,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     with _opened(path) as file:
-        index, _ = _read_index(file, path)
+        index, _ = read_index(file, path)
         for key, stored in index.tensors.items():
             _read_tensor(file, path, key, stored)
     return index.metadata
@@ -188,7 +131,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     with _opened(path) as file:
-        return _read_index(file, path)[0].metadata
+        return read_index(file, path)[0].metadata
 
 
 def read_outline(path: str | os.PathLike[str]) -> Any:
@@ -199,8 +142,8 @@ def read_outline(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     with _opened(path) as file:
-        index, _ = _read_index(file, path)
-    with _nonsense_refused(path):
+        index, _ = read_index(file, path)
+    with nonsense_refused(path):
         return _outlined(index.tree, index.tensors)
 
 
@@ -214,7 +157,7 @@ def outline(tree: Any) -> Any:
     return _outlined(json_tree, {key: _stored(tensor, _sha256(tensor)) for key, tensor in tensors.items()})
 
 
-def _outlined(node: Any, tensors: dict[str, _Stored]) -> Any:
+def _outlined(node: Any, tensors: dict[str, Stored]) -> Any:
     if isinstance(node, list):
         return [_outlined(value, tensors) for value in node]
     if not isinstance(node, dict):
@@ -224,8 +167,8 @@ def _outlined(node: Any, tensors: dict[str, _Stored]) -> Any:
     return {key: _outlined(value, tensors) for key, value in node.items()}
 
 
-def _stored(tensor: Tensor, checksum: str) -> _Stored:
-    return _Stored(tensor.dtype, tuple(tensor.shape), checksum)
+def _stored(tensor: Tensor, checksum: str) -> Stored:
+    return Stored(tensor.dtype, tuple(tensor.shape), checksum)
 
 
 def _sha256(tensor: Tensor) -> str:
@@ -253,121 +196,7 @@ def _not_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _header(index: _Index) -> bytes:
-    """The first bytes of a file: length, JSON, padding; with the checksum of all this in its place."""
-    text = _dumps(
-        {
-            "header_sha256": _BLANK,
-            "version": VERSION,
-            "metadata": index.metadata,
-            "tree": index.tree,
-            "tensors": {
-                key: {"dtype": str(t.dtype).removeprefix("torch."), "shape": t.shape, "sha256": t.sha256}
-                for key, t in index.tensors.items()
-            },
-        }
-    )
-    header = _dumps({"__metadata__": {"functional_loop": text}, **_layout(index.tensors)}).encode()
-    header += b" " * (-len(header) % 8)
-    if len(header) > _LONGEST_HEADER:
-        raise ValueError(
-            f"all but the tensors takes {len(header):,} bytes, and a file has {_LONGEST_HEADER:,} at most for it: "
-            "keep long lists of numbers as tensors"
-        )
-    header = len(header).to_bytes(8, "little") + header
-    return _stamped(header, hashlib.sha256(header).hexdigest())
-
-
-def _dumps(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _stamped(header: bytes, checksum: str) -> bytes:
-    return header[: _CHECKSUM.start] + checksum.encode() + header[_CHECKSUM.stop :]
-
-
-def _layout(tensors: dict[str, _Stored]) -> dict[str, Any]:
-    """safetensors' own entries for the tensors, which lie one after the other."""
-    layout: dict[str, Any] = {}
-    offset = 0
-    for key, stored in tensors.items():
-        name = _SAFETENSORS_DTYPES.get(stored.dtype)
-        layout[key] = {
-            "dtype": name or "U8",
-            "shape": list(stored.shape) if name else [stored.nbytes],
-            "data_offsets": [offset, offset + stored.nbytes],
-        }
-        offset += stored.nbytes
-    return layout
-
-
-def _read_index(file: BufferedReader, path: Path) -> tuple[_Index, bytes]:
-    """The index, and the bytes that it is from, when their checksum and the length of the file are right."""
-    size = os.fstat(file.fileno()).st_size
-    start = file.read(_CHECKSUM.stop)
-    length = int.from_bytes(start[:8], "little")
-    if len(start) < _CHECKSUM.stop or not _CHECKSUM.stop - 8 <= length <= size - 8:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: its {size} bytes are too few for a header")
-    if length > _LONGEST_HEADER:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: its header would be of {length:,} bytes")
-    if start[8 : _CHECKSUM.start] != _PREFIX:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: its header begins differently")
-    # The length may be wrong and the header as long as the file: there is one copy of it until it is verified.
-    file.seek(0)
-    header = file.read(8 + length)
-    checksum = hashlib.sha256(header[: _CHECKSUM.start] + _BLANK.encode())
-    checksum.update(memoryview(header)[_CHECKSUM.stop :])
-    if header[_CHECKSUM] != checksum.hexdigest().encode():
-        raise CheckpointError(f"{path} is damaged: the checksum of its header is wrong")
-    with _nonsense_refused(path):
-        index = _parse(str(memoryview(header)[8:], "utf-8"), path)
-    end = 8 + length + sum(stored.nbytes for stored in index.tensors.values())
-    if size != end:
-        raise CheckpointError(f"{path} is damaged: it has {size} bytes and should have {end}")
-    return index, header
-
-
-def _parse(header: str, path: Path) -> _Index:
-    entries = json.loads(header)
-    index = json.loads(entries.pop("__metadata__")["functional_loop"])
-    if type(index["version"]) is not int or index["version"] < 1:
-        raise ValueError(f"there is no version {index['version']!r}")
-    if index["version"] > VERSION:
-        raise NewerFormatError(
-            f"{path} has format {index['version']}, and this functional_loop reads {VERSION} at most; "
-            "install a newer one"
-        )
-    tensors = {
-        key: _Stored(DTYPES[entry["dtype"]], _checked_shape(entry["shape"]), entry["sha256"])
-        for key, entry in index["tensors"].items()
-    }
-    if entries != _layout(tensors):
-        raise ValueError("header and index disagree about the tensors")
-    metadata = decode(index["metadata"], {})
-    if not isinstance(metadata, dict):
-        raise TypeError("its metadata is not a dict")
-    return _Index(index["tree"], metadata, tensors)
-
-
-def _checked_shape(shape: list[int]) -> tuple[int, ...]:
-    """A shape that torch can make: it computes strides of empty tensors too, in 64 bits."""
-    if any(type(n) is not int or not 0 <= n < 2**59 for n in shape):
-        raise ValueError(f"{str(shape)[:100]} is not the shape of a tensor")
-    if math.prod(max(n, 1) for n in shape) >= 2**59:
-        raise ValueError(f"{shape} is not the shape of a tensor")
-    return tuple(shape)
-
-
-@contextmanager
-def _nonsense_refused(path: Path) -> Iterator[None]:
-    """What makes no sense in spite of its right checksum is a `CheckpointError`, whatever fails over it."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, struct.error) as error:
-        raise CheckpointError(f"{path} is no checkpoint: {type(error).__name__}: {error}") from error
-
-
-def _read_tensor(file: BufferedReader, path: Path, key: str, stored: _Stored) -> Tensor:
+def _read_tensor(file: BufferedReader, path: Path, key: str, stored: Stored) -> Tensor:
     tensor = torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
     view = tensor_bytes(tensor)
     if view and file.readinto(view) != stored.nbytes:

@@ -22,8 +22,8 @@ from ..patterns import Patterns
 from ..plain import decode
 from ..state import load_state_dict
 from . import checkpoint_file
-from .checkpoint_file import NewerFormatError
 from .durable import TEMPORARY
+from .header import NewerFormatError
 
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(-end)?\.safetensors")
 _LEFT_OVER = re.compile(_NAME.pattern + TEMPORARY)
