@@ -103,6 +103,11 @@ class noting:  # noqa: N801  (a context manager, named like a function)
             add_note(error, self._say())
 
 
+def loading(path: object) -> noting:
+    """A region whose errors say which file was being loaded."""
+    return noting(lambda: f"while loading {path}")
+
+
 def region(function: Callable[P, Generator[T]]) -> Callable[P, Region[T]]:
     """`contextlib.contextmanager` for regions that errors of any class pass: that one assigns to an attribute of the
     error, which a frozen dataclass answers with an error of its own. No error is suppressed.

@@ -14,7 +14,7 @@ from .comparing import compare
 from .context import Context
 from .ensembles.ensemble import of_one_run
 from .environment import KERNELS
-from .errors import StateDictError
+from .errors import StateDictError, loading
 from .export import for_evaluation, to_modules
 from .init import init
 from .loop import Loop
@@ -231,4 +231,5 @@ def from_safetensors(loop: Loop, path: str | os.PathLike[str], seed: int = 0) ->
     """
     from safetensors.torch import load_file
 
-    return from_checkpoint(loop, {"network": load_file(path)}, seed)
+    with loading(path):
+        return from_checkpoint(loop, {"network": load_file(path)}, seed)

@@ -11,7 +11,7 @@ from .context import Context
 from .disk.folder import newest_intact, set_aside
 from .disk.lock import FolderLock
 from .ensembles.ensemble import member_seeds
-from .errors import CheckpointError, StateDictError
+from .errors import CheckpointError, StateDictError, loading
 from .identity import identity
 from .init import init
 from .loop import Loop
@@ -65,12 +65,14 @@ def resume(
     found, damaged = newest_intact(CheckpointStore(path).path, ctx.loop, step=None)
     here = ctx.seed if ctx.ensemble is None else member_seeds(ctx)
     if found is not None:
-        if found.seed != here and not matches(allow, "seed"):
-            raise StateDictError(
-                f"{path} holds a run with another seed; resume with that one, or give this run a folder of its own:",
-                [f"seed: {found.seed} in what was saved, {here} here"],
-            )
-        ctx = found.into(ctx, strict, allow)
+        with loading(found.path):
+            if found.seed != here and not matches(allow, "seed"):
+                raise StateDictError(
+                    f"{path} holds a run with another seed; resume with that one, or give this run a folder of its "
+                    "own:",
+                    [f"seed: {found.seed} in what was saved, {here} here"],
+                )
+            ctx = found.into(ctx, strict, allow)
     elif must_exist:
         raise FileNotFoundError(f"no checkpoint to continue from in {Path(path).resolve()}{_which(path, damaged)}")
     else:

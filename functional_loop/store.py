@@ -14,7 +14,7 @@ from .disk.folder import delete, entries, entry_of, left_over, newest_intact, re
 from .disk.lock import FolderLock
 from .disk.retention import Retention, best_steps
 from .disk.saving import Saver, describe, identity_of, run_of
-from .errors import CheckpointError
+from .errors import CheckpointError, loading
 from .identity import identity
 from .loop import Loop
 from .migrations import VERSION
@@ -255,7 +255,8 @@ class CheckpointStore:
         for error in damaged.values():
             warnings.warn(f"{error}; using {found.path.name}", UserWarning, stacklevel=2)
         allow = self.allow if allow is None else allow
-        return found.into(start_of(loop, found.state, strict, allow), strict, allow)
+        with loading(found.path):
+            return found.into(start_of(loop, found.state, strict, allow), strict, allow)
 
     def _locked(self) -> FolderLock:
         """The lock of the folder, which is made if there is none.

@@ -286,6 +286,36 @@ def test_another_network_is_refused_with_the_differences(tmp_path: Path, read: A
     assert contents(tmp_path) == before
 
 
+OTHERS = {
+    "network": fl.evolve(LOOP, network=lambda: torch.nn.Linear(3, 5), callbacks=()),
+    "batch size": fl.evolve(LOOP, train=fl.batches(torch.zeros(20, 3), torch.zeros(20, 2), batch_size=5)),
+    "epochs": fl.evolve(LOOP, epochs=1),
+}
+READERS: dict[str, Any] = {
+    "load": lambda loop, path: CheckpointStore(path).load(loop),
+    "load a step": lambda loop, path: CheckpointStore(path).load(loop, step=4),
+    "resume": resume,
+    "verify": lambda loop, path: list(fl.verify(loop, path)),
+}
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("members", [False, True])
+def test_a_refusal_says_which_file_it_is_of(tmp_path: Path, read: str, other: str, members: bool) -> None:
+    if read == "verify" and other == "epochs":
+        return  # each segment has the epochs that it was trained for
+    start = fl.stack([fl.init(LOOP, seed) for seed in (1, 2)]) if members else fl.init(LOOP)
+    with CheckpointStore(tmp_path) as store:
+        ctx = fl.train(start, steps=3)
+        files = [store.save(ctx), store.save(fl.train(ctx, steps=1))]
+    loop = OTHERS[other]
+    given = fl.stack([fl.init(loop, seed) for seed in (1, 2)]) if members and read == "resume" else loop
+    with pytest.raises(StateDictError) as caught:
+        READERS[read](given, tmp_path)
+    assert f"while loading {files[0 if read == 'verify' else 1]}" in caught.value.__notes__
+
+
 @pytest.mark.parametrize("used", [False, True], ids=["new store", "used store"])
 @pytest.mark.parametrize(
     ("other", "difference"),

@@ -14,7 +14,7 @@ from ..errors import FunctionalLoopError
 from ..exchange import plain_checkpoint, write_safetensors
 from ..proofs.replay import read_state
 from ..state import StateDict
-from .usage import UsageError
+from .usage import UsageError, in_one_line
 
 
 def run(options: argparse.Namespace, command: str) -> int:
@@ -45,7 +45,7 @@ def export(file: Path, out: Path) -> int:
                 "to_safetensors(ctx, path) writes these"
             )
     except (FunctionalLoopError, OSError) as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(in_one_line(error)) from None
     except (LookupError, TypeError) as error:
         raise UsageError(f"{file} is no checkpoint of a run: {type(error).__name__}: {error}") from None
     _write(state, out)

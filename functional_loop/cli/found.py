@@ -13,7 +13,7 @@ from ..loop import Loop
 from ..proofs.replay import read_state, saved_files
 from . import run_file
 from .target import load_loop, with_history
-from .usage import UsageError
+from .usage import UsageError, in_one_line
 
 
 def checkpoints_of(folder: Path) -> Path:
@@ -38,7 +38,7 @@ def read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     try:
         return file, *read_state(file)
     except (OSError, FunctionalLoopError) as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(in_one_line(error)) from None
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from ..errors import notes_of
+
 
 class UsageError(Exception):
     """A command that can't be done as given; its message is the one line that is printed.
@@ -21,8 +23,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def in_one_line(error: Exception) -> str:
-    """The message of ``error`` with the first of the differences that it lists."""
+    """The message of ``error`` with the first of the differences that it lists, and its notes."""
     message, *differences = str(error).splitlines()
     shown = [line.strip().removeprefix("- ") for line in differences[:3]]
     more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
-    return " ".join([message, "; ".join(shown + more)]).strip()
+    notes = f"({'; '.join(found)})" if (found := notes_of(error)) else ""
+    return " ".join(part for part in (message, "; ".join(shown + more), notes) if part)

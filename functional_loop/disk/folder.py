@@ -13,7 +13,7 @@ import attrs
 from ..beside import found_beside
 from ..comparing import Difference, refusal
 from ..context import Context
-from ..errors import CheckpointError, StateDictError, add_note
+from ..errors import CheckpointError, StateDictError
 from ..going_on import check_fit, reopened
 from ..identity import identity
 from ..loop import Loop
@@ -114,14 +114,10 @@ class Intact:
         Raises:
             StateDictError: it belongs to another loop; the differences are listed.
         """
-        try:
-            loaded = load_state_dict(ctx, self.state, strict=strict, allow=allow)
-            self._check_start(ctx, allow)
-            if loaded.ensemble is None and loaded.stage not in ("", "end"):
-                check_fit(loaded)
-        except StateDictError as error:
-            add_note(error, f"while loading {self.path}")
-            raise
+        loaded = load_state_dict(ctx, self.state, strict=strict, allow=allow)
+        self._check_start(ctx, allow)
+        if loaded.ensemble is None and loaded.stage not in ("", "end"):
+            check_fit(loaded)
         return loaded
 
     def _check_start(self, ctx: Context, allow: Patterns) -> None:

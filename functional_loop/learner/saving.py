@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ..disk import checkpoint_file
-from ..errors import StateDictError
+from ..errors import StateDictError, loading
 from .assembly import as_device
 from .model import TrainedModel
 from .networks import network_for
@@ -66,10 +66,11 @@ class Saving:
         saved, metadata = checkpoint_file.read(path)
         if metadata.get("learner") != self._kind:
             raise StateDictError(f"{path} does not hold a {self._kind}")
-        input_shape = tuple(metadata["input_shape"])
-        target = self._target.from_plain(metadata["target"])
-        network = network_for(self.network, input_shape, target.n_outputs)
-        self.model_ = TrainedModel.from_plain(saved, network, as_device(self.device))
+        with loading(path):
+            input_shape = tuple(metadata["input_shape"])
+            target = self._target.from_plain(metadata["target"])
+            network = network_for(self.network, input_shape, target.n_outputs)
+            self.model_ = TrainedModel.from_plain(saved, network, as_device(self.device))
         self.target_, self.input_shape_, self.n_features_in_ = target, input_shape, input_shape[0]
         self.__dict__.pop("feature_names_in_", None)
         if metadata["feature_names"] is not None:

@@ -12,6 +12,7 @@ import attrs
 
 from ..context import Context
 from ..disk import checkpoint_file
+from ..errors import loading
 from ..loop import Loop
 from ..place import Place
 from ..record import evolve
@@ -58,7 +59,10 @@ class _Run:
     def at(self, place: Place | None) -> Context:
         """The context at ``place``: as it was saved, or else trained again from the last that was saved before."""
         before = [saved for saved in self.files if place is not None and saved <= place]
-        ctx = load(self.loop, self._read(max(before))) if before else start_of(self.loop, self._read(min(self.files)))
+        nearest = max(before) if before else min(self.files)
+        state = self._read(nearest)
+        with loading(self.files[nearest]):
+            ctx = load(self.loop, state) if before else start_of(self.loop, state)
         return replay(ctx, until=place) if place is not None else ctx
 
     def state(self, place: Place | None) -> StateDict:

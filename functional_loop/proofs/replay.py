@@ -14,7 +14,7 @@ import attrs
 from ..belonging import malformed
 from ..context import Context
 from ..disk import checkpoint_file
-from ..errors import CheckpointError, StateDictError
+from ..errors import CheckpointError, StateDictError, add_note, loading
 from ..loop import Loop
 from ..migrations import migrate
 from ..place import Place
@@ -140,22 +140,25 @@ def verify(loop: Loop, path: str | os.PathLike[str], from_start: bool = False) -
         need = "a checkpoint" if from_start else "two checkpoints, or the start of the run"
         raise FileNotFoundError(f"a replay needs {need}, and {path} holds {len(files) or 'none'}")
     state: StateDict | None = None
+    last = None
     for file in files:
         found, metadata = read_state(file)
         loop = evolve(loop, epochs=metadata.get("epochs", loop.epochs))
         if state is None:
-            load(loop, found)  # refuses another run's
+            with loading(file):
+                load(loop, found)  # refuses another run's
         if state is not None or from_start:
-            yield _replayed(loop, state, found)
+            with loading(last or file):
+                ctx = load(loop, state) if state is not None else start_of(loop, found)
+            yield _replayed(ctx, found)
         # From a run's end nothing goes on; where it had more epochs later, they went on from the epoch before.
         if Place.of(found).stage != "end":
-            state = found
+            state, last = found, file
 
 
-def _replayed(loop: Loop, start: StateDict | None, stop: StateDict) -> Segment:
-    ctx = load(loop, start) if start is not None else start_of(loop, stop)
+def _replayed(ctx: Context, stop: StateDict) -> Segment:
     again = _train_to(ctx, Place.of(stop))
-    return Segment(Place.of(ctx), Place.of(stop), tuple(replayed_differences([loop], state_dict(again), stop)))
+    return Segment(Place.of(ctx), Place.of(stop), tuple(replayed_differences([ctx.loop], state_dict(again), stop)))
 
 
 def replayed_differences(loops: Sequence[Loop], a: StateDict, b: StateDict) -> list[Difference]:
@@ -205,7 +208,8 @@ def _nonsense_refused(file: Path) -> Iterator[None]:
     """What no run has saved is a `CheckpointError`, whatever fails over it."""
     try:
         yield
-    except StateDictError:
+    except StateDictError as error:
+        add_note(error, f"while loading {file}")
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{file} is no checkpoint of a run: {type(error).__name__}: {error}") from error
