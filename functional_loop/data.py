@@ -85,8 +85,9 @@ def batches(data: Any, /, y: Any = None, **options: Any) -> BatchSource:
         prefetch_factor, multiprocessing_context, timeout: as for ``torch.utils.data.DataLoader``.
 
     Random transforms of a dataset (torch, numpy, `random`) run under a seed per batch, on one thread; a dataset is a
-    function of row and seed, and is asked again for a batch in which it first draws from numpy or `random`. Every
-    dataset, sampler, collate function and loader that has ``set_epoch`` is told the epoch, also those within others.
+    function of row and seed, and is asked again for the first batch of a process, where another answer is an error, and
+    for that in which it first draws from numpy or `random`. Every dataset, sampler, collate function and loader that
+    has ``set_epoch`` is told the epoch, also those within others.
 
     A loader runs under seeds too. What it says of its length is an estimate: one batch is read ahead to find the end of
     an epoch. To resume in mid-epoch, it is read again from the start of the epoch, unless it has ``state_dict`` and

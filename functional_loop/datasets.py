@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from .batch import Batch, as_batch, copied
 from .epochs import Epochs
 from .errors import region
+from .hashes import hash_of
 from .indexed import IndexedSource, checked_order
+from .reachable import changed, state_of
 from .record import evolve
 from .rng import fold_in
 from .samples import sample_of
@@ -31,17 +33,46 @@ class BatchMaker(Dataset[Batch]):
 
     The seed travels with the row numbers, so that it doesn't matter which process makes the batch. A dataset that draws
     from numpy or `random` is asked twice for the first batch for which it does, see `Seeding`.
+
+    The first batch of a process is made twice, and compared: a state that the dataset keeps, such as a generator of its
+    own, would make the batches of a resumed run others.
     """
 
     dataset: Any
     collate_fn: Callable[[list[Any]], Any] | None
     to_batch: Callable[[Any], Any] | None
     _seeding: Seeding = attrs.field(factory=lambda: Seeding(everything=False), init=False, repr=False)
+    _repeats: list[bool] = attrs.field(factory=list, init=False, repr=False)
 
     def __getitem__(self, key: Key) -> Batch:
-        rows, seed = key
         with _one_thread():
-            return self._seeding.call(lambda: self._collate(self._fetch(rows)), seed)
+            batch = self._made(key)
+            if not self._repeats:
+                self._check_repeats(batch, key)
+            return batch
+
+    def note_repeats(self) -> None:
+        """Note that a batch has come: processes that are started from now on compare no more."""
+        self._repeats[:] = [True]
+
+    def _made(self, key: Key) -> Batch:
+        rows, seed = key
+        return self._seeding.call(lambda: self._collate(self._fetch(rows)), seed)
+
+    def _check_repeats(self, batch: Batch, key: Key) -> None:
+        if hash_of(batch.x, batch.y) != hash_of((again := self._made(key)).x, again.y):
+            roots = {"dataset": self.dataset, "collate_fn": self.collate_fn, "to_batch": self.to_batch}
+            before = state_of(roots)
+            self._made(key)
+            paths = changed(before, state_of(roots))
+            what = f" It has changed {', '.join(paths[:5])}." if paths else ""
+            raise ValueError(
+                "a batch that is made twice of the same rows, under the same seed, differs: a run could neither be "
+                f"repeated nor resumed.{what} What the dataset, collate_fn or to_batch draws is from the global "
+                "generators of torch, numpy or random, which are seeded for every batch, and from none of their own; "
+                "they keep no state from one call to the next"
+            )
+        self.note_repeats()
 
     def _fetch(self, rows: list[int]) -> list[Any]:
         fetch_many = getattr(self.dataset, "__getitems__", None)
@@ -105,6 +136,7 @@ class DatasetSource(IndexedSource):
             epochs.remind(seed, epoch)
             # Not `for batch in made`: a StopIteration of the dataset, from a worker too, would end it.
             batch, index = next(made), taken.popleft()
+            self._make.note_repeats()
             yield (batch if isinstance(batch.index, Tensor) else evolve(batch, index=own(index))), ()
 
     def fingerprint(self) -> dict[str, Any]:

@@ -250,6 +250,58 @@ def test_more_workers_than_cores_cannot_either():
     assert fl.tree_equal(read(few), read(many))
 
 
+class Keeping(torch.utils.data.Dataset):
+    """Rows that depend on what was asked for before."""
+
+    def __init__(self, kind):
+        self.kind, self.calls = kind, 0
+        self.torch, self.numpy = torch.Generator().manual_seed(0), np.random.default_rng(0)
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, row):
+        self.calls += 1
+        drawn = {"torch": lambda: torch.rand((), generator=self.torch), "numpy": self.numpy.random}
+        return torch.ones(2) * drawn.get(self.kind, lambda: self.calls)()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["torch", "numpy", "calls"])
+def test_a_dataset_with_a_state_is_refused_by_name(kind, workers):
+    source = fl.batches(Keeping(kind), batch_size=2, num_workers=workers)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"made twice of the same rows.* dataset\.(calls, dataset\.)?{kind}"):
+            read(source)
+
+
+@pytest.mark.parametrize("part", ["collate_fn", "to_batch"])
+def test_a_function_of_a_batch_with_a_state_is_refused_by_name(part):
+    seen = []
+
+    def counting(rows):
+        seen.append(1)
+        return torch.zeros(len(rows), 1) + len(seen)
+
+    with pytest.raises(ValueError, match=rf"made twice of the same rows.*{part} > seen"):
+        read(fl.batches(Augmented(), batch_size=2, **{part: counting}))
+
+
+def test_a_dataset_is_asked_twice_once():
+    asked = []
+
+    class Asked(Augmented):
+        def __getitem__(self, row):
+            asked.append(row)
+            return super().__getitem__(row)
+
+    source = fl.batches(Asked(), batch_size=2)
+    rows = len(source._make.dataset)
+    read(source, epoch=1), read(source, epoch=2)
+    # What draws from numpy and `random` is asked once more, see `Seeding`.
+    assert len(asked) - 2 * rows in (2, 4)
+
+
 def test_augmentation_differs_between_batches_epochs_and_seeds():
     source = fl.batches(Augmented(), batch_size=1)
     noise = [batch.y.item() for seed in range(2) for epoch in (1, 2) for batch in read(source, seed, epoch)]

@@ -59,6 +59,10 @@ def stateful() -> dict[str, fl.Measure]:
         totals[1] += y.numel()
         return totals[0] / totals[1]
 
+    def best_so_far(y_hat: Tensor, y: Tensor) -> float:
+        totals.append(float((y_hat - y).abs().mean()))
+        return max(totals[2:])
+
     def counted(state: int, y_hat: Tensor, y: Tensor) -> int:
         totals.append(1.0)
         return state + len(totals)
@@ -82,6 +86,7 @@ def stateful() -> dict[str, fl.Measure]:
         "in place, a tensor": fl.measure("own", init=lambda: torch.zeros(()), update=added, compute=float),
         "compute": fl.measure("own", init=lambda: 0, update=rows, compute=computed),
         "mean so far": fl.measure("own", mean_so_far),
+        "best so far": fl.measure("own", best_so_far),
         "random": fl.measure("own", lambda y_hat, y: torch.rand(())),
         "update": fl.measure("own", init=lambda: 0, update=counted, compute=lambda n: n),
     }
@@ -115,8 +120,8 @@ def test_a_measure_that_reads_what_it_never_changes_is_none_of_these() -> None:
 
     loop = full_loop(measures_valid=[fl.measure("own", weighted)])
     assert fl.digest(fl.train(fl.init(loop))) == fl.digest(fl.train(fl.init(loop)))
-    # One validation in each of two epochs, twice, and two more calls for the first.
-    assert len(calls) == 6
+    # One validation in each of two epochs, twice, and four more calls for the first.
+    assert len(calls) == 8
 
 
 def test_vectorised_members_check_a_measure_once() -> None:
@@ -131,8 +136,8 @@ def test_vectorised_members_check_a_measure_once() -> None:
     members = fl.stack([fl.init(loop, seed) for seed in range(3)], mode="vectorised")
     scores = fl.train(members).last_scores_valid
     assert scores == {"rows": 10.0}
-    # Two batches in each of two epochs, once for all members, and the three calls of the check.
-    assert len(calls) == 7
+    # Two batches in each of two epochs, once for all members, and the five calls of the check.
+    assert len(calls) == 9
 
 
 def test_a_measure_of_vectorised_members_with_a_state_of_its_own_is_refused() -> None:
