@@ -129,9 +129,11 @@ def _why_none(
         return f"step: 0, and after {stage!r} it is 1 or more"
     if not epoch and stage not in (*_BEFORE, "end"):
         return f"epoch: 0, and after {stage!r} it is 1 or more"
-    # Every epoch has a batch.
+    # Every epoch has a batch. How many those before had is not known: a run may have gone on with other data.
     if global_step < step + max(epoch - 1, 0):
         return f"global_step: {global_step}, and step {step} of epoch {epoch} comes after more batches"
+    if epoch < 2 and global_step != step:
+        return f"global_step: {global_step}, and step {step} of epoch {epoch} comes after fewer batches"
     if (step_valid > 0) is not (stage == "batch_valid_end"):
         return f"step_valid: {step_valid}, and it is 1 or more after 'batch_valid_end', else 0"
     if step_valid and loop.valid is not None and loop.valid.length is not None and step_valid > loop.valid.length:

@@ -165,3 +165,36 @@ def test_what_is_for_one_run_says_so(tmp_path: Path) -> None:
         fl.to_checkpoint(stacked)
     with pytest.raises(ValueError, match="to_safetensors takes the context of one run"):
         fl.to_safetensors(stacked, tmp_path / "network.safetensors")
+
+
+class Bag(nn.Module):
+    """An embedding with sparse gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4, sparse=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(self.embedding(x).mean(1))
+        return y
+
+
+def test_members_with_sparse_slots_are_stacked_saved_and_trained(tmp_path: Path) -> None:
+    x, y = torch.arange(60).reshape(20, 3) % 10, torch.linspace(-1, 1, 40).reshape(20, 2)
+    loop = fl.Loop(
+        Bag,
+        nn.functional.mse_loss,
+        fl.optimizer(torch.optim.SGD, lr=0.1, momentum=0.9),
+        fl.batches(x, y, batch_size=4),
+        epochs=2,
+    )
+    solos = [fl.train(fl.init(loop, seed), steps=3) for seed in (0, 1)]
+    assert solos[0].optimizer_state["slots"]["embedding.weight"]["momentum_buffer"].is_sparse
+    stacked = fl.stack(solos)
+    assert [fl.digest(member) for member in fl.unstack(stacked)] == [fl.digest(solo) for solo in solos]
+    with fl.CheckpointStore(tmp_path) as store:
+        store.save(stacked)
+    ends = [fl.digest(fl.train(solo)) for solo in solos]
+    for ctx in (stacked, fl.CheckpointStore(tmp_path).load(loop)):
+        assert [fl.digest(member) for member in fl.unstack(fl.train(ctx))] == ends

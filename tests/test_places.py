@@ -21,6 +21,11 @@ END = fl.train(MIDDLE)
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a step after the last": ({"step": 99, "global_step": 99}, "step: 99, and an epoch has 3 batches"),
     "a step alone": ({"step": 3, "global_step": 2}, "global_step: 2, and step 3 of epoch 1"),
+    "a shifted count": ({"global_step": 50}, "global_step: 50, and step 2 of epoch 1 comes after fewer batches"),
+    "a start with a count": (
+        {"epoch": 0, "step": 0, "stage": "begin"},
+        "global_step: 2, and step 0 of epoch 0 comes after fewer batches",
+    ),
     "a negative step": ({"step": -1}, "step: -1, must not be negative"),
     "a negative epoch": ({"epoch": -1}, "epoch: -1, must not be negative"),
     "a negative count": ({"global_step": -5}, "global_step: -5, must not be negative"),
@@ -87,9 +92,9 @@ def test_members_of_an_ensemble_are_at_places_too() -> None:
     "changes",
     [
         {"epoch": 0, "step": 0, "global_step": 0, "stage": ""},
-        {"epoch": 0, "step": 0, "stage": "begin"},
+        {"epoch": 0, "step": 0, "global_step": 0, "stage": "begin"},
         {"seed": 7},
-        {"global_step": 50},
+        {"epoch": 2, "global_step": 50},
         {"stage": "before_valid"},
         {"terminate": True},
     ],

@@ -80,7 +80,8 @@ def _stacked(tensors: Sequence[Tensor], known: Known) -> Tensor | Members:
     hit = known.get(id(first))
     if hit is not None and all(map(is_, tensors, hit[0])):
         return hit[1]
-    if any((t.shape, t.dtype, t.device) != (first.shape, first.dtype, first.device) for t in tensors):
+    forms = [(t.shape, t.dtype, t.device, t.layout) for t in tensors]
+    if first.layout is not torch.strided or any(form != forms[0] for form in forms):
         return Members(tuple(tensors))
     return stacked(tensors)
 
