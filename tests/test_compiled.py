@@ -18,6 +18,7 @@ from functional_loop.callbacks import t_clbk
 from functional_loop.fast import graph_cache, graphs
 from functional_loop.fast.graph_cache import cache_folder
 from functional_loop.fast.layouts import layout
+from tests.closeness import ABSOLUTE, RELATIVE, in_doubles
 from tests.networks import NETWORKS
 from tests.processes import in_a_fresh_process
 from tests.sample_loops import data, full_loop, make_loop, noisy_mlp, recorder
@@ -197,8 +198,9 @@ def test_sets_of_trainable_parameters_are_compiled_once_each(traced: list[int]) 
     adamw = fl.optimizer(torch.optim.AdamW, lr=0.01)
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Identity(), nn.Linear(4, 2))
     source = fl.batches(*data(3), batch_size=5)
-    compiled, eager = both(make_loop(network=network, optimizer=adamw, callbacks=[unfreeze], train=source, epochs=4))
-    assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
+    loop = make_loop(network=network, optimizer=adamw, callbacks=[unfreeze], train=source, epochs=4)
+    compiled, eager = both(in_doubles(loop))
+    assert_close(compiled, eager, rtol=RELATIVE, atol=ABSOLUTE)
     assert len(traced) == 2
 
 
