@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context
-from ..mentions import mentions_of_class
+from ..mentions import Mentions, mentions_of_class, mentions_of_function, methods_of
 from ..stages import STAGES, Callback
 from . import slots
 from .mirror import Mirror
@@ -21,12 +22,16 @@ _EVALUATING = ("batch_valid_begin", "batch_valid_end", "valid_end")
 _PARTS = {"network", "optimizer", "params", "buffers", "grads", "y_hats", "batch", "param_groups"}
 
 
-def _changes_training(cls: type) -> bool:
-    """Whether methods write to fields of ``self.ctx``, or to tensors or parameter groups in place."""
+def _changes_training(callback: CallbackSet) -> bool:
+    """Whether methods, or what they call, write to fields of ``self.ctx``, or to tensors or parameter groups in
+    place."""
+    cls: type = type(callback)
     own = mentions_of_class(cls)
+    for function in (*methods_of(cls).values(), *(callback._settings or {}).values()):
+        own |= mentions_of_function(function) if isinstance(function, FunctionType) else Mentions()
     in_place = own.writes_in_place or "load_state_dict" in own.names
     return (
-        not own.rebound.isdisjoint({*WRITABLE, "grad", "data", "requires_grad"})
+        not own.written.isdisjoint({*WRITABLE, "grad", "data", "requires_grad"})
         or (in_place and not own.names.isdisjoint(_PARTS))
         or (bool(own.changed) and "param_groups" in own.names)
     )
@@ -59,6 +64,7 @@ class Adapter:
             resume=self._resume,
             volatile=self.callback.volatile,
             replays=self._replays(keeps_state),
+            settings=self.callback._settings,
             source=self.callback,
             whole=self.callback.whole,
             vectorises=self.callback.vectorises,
@@ -70,7 +76,7 @@ class Adapter:
         declared = self.callback.replays
         if declared is not None:
             return declared
-        return not self.callback.volatile and (keeps_state or _changes_training(type(self.callback)))
+        return not self.callback.volatile and (keeps_state or _changes_training(self.callback))
 
     def _hook(self, stage: str, ctx: Context) -> Context:
         slot = ctx.callbacks[self.id]

@@ -53,7 +53,8 @@ def ema(decay: float = 0.999, use_buffers: bool = True, validate: bool = False, 
     """
     check_number("ema", "decay", decay, least=0, most=1)
     average = _averager(id, lambda count: 1 - decay, use_buffers)
-    return _averaging("ema", id, use_buffers, validate, batch_end=when(updates, average))
+    settings = {"decay": decay, "use_buffers": use_buffers, "validate": validate}
+    return _averaging("ema", id, settings, batch_end=when(updates, average))
 
 
 def swa(start: int, every: int = 1, use_buffers: bool = True, validate: bool = False, id: str = "swa") -> Callback:
@@ -99,7 +100,8 @@ def swa(start: int, every: int = 1, use_buffers: bool = True, validate: bool = F
         return ctx.epoch >= start and (ctx.epoch - start) % every == 0
 
     average = _averager(id, lambda count: 1 / (count + 1), use_buffers)
-    return _averaging("swa", id, use_buffers, validate, before_valid=when(is_due, average))
+    settings = {"start": start, "every": every, "use_buffers": use_buffers, "validate": validate}
+    return _averaging("swa", id, settings, before_valid=when(is_due, average))
 
 
 def averaged(ctx: Context, id: str = "ema") -> Context:
@@ -152,9 +154,9 @@ def _interpolate(average: dict[str, Tensor], new: dict[str, Tensor], share: floa
     }
 
 
-def _averaging(kind: str, id: str, use_buffers: bool, validate: bool, **hooks: Any) -> Callback:
-    check_flag(kind, "use_buffers", use_buffers)
-    check_flag(kind, "validate", validate)
+def _averaging(kind: str, id: str, settings: dict[str, Any], **hooks: Any) -> Callback:
+    check_flag(kind, "use_buffers", settings["use_buffers"])
+    check_flag(kind, "validate", validate := settings["validate"])
 
     def swap(ctx: Context) -> Context:
         """The weights and those in the slot change places: what is not in use is in the slot."""
@@ -180,7 +182,7 @@ def _averaging(kind: str, id: str, use_buffers: bool, validate: bool, **hooks: A
         average = hooks.get("before_valid", compose())
         hooks |= {"before_valid": compose(average, swap_in), "valid_end": swap_out}
     # A run that was saved in mid-validation does not finish it where it goes on with more epochs.
-    return Callback(id, init=start, weight=_WEIGHT, kind=kind, epoch_end=swap_out, **hooks)
+    return Callback(id, init=start, weight=_WEIGHT, kind=kind, settings=settings, epoch_end=swap_out, **hooks)
 
 
 def _check_validation(kind: str, ctx: Context) -> None:

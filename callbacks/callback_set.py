@@ -75,6 +75,7 @@ class CallbackSet:
     known_state: Any = None
     """The slot whose state the object has, kept by the loop: not to be written to."""
     _id: str | None = None
+    _settings: Mapping[str, Any] | None = None
     _stages: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

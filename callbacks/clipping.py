@@ -52,7 +52,8 @@ def clip_grad_norm(
         factor = (float(max_norm) / (norm + 1e-6)).clamp(max=1.0)
         return evolve(ctx, grads={name: grad * factor for name, grad in grads.items()})
 
-    return Callback(id, init=check_optimizer, kind="clip_grad_norm", after_backward=clip)
+    settings = {"max_norm": max_norm, "norm_type": norm_type, "error_if_nonfinite": error_if_nonfinite}
+    return Callback(id, init=check_optimizer, kind="clip_grad_norm", settings=settings, after_backward=clip)
 
 
 def clip_grad_value(clip_value: float, id: str = "clip_grad_value") -> Callback:
@@ -85,7 +86,8 @@ def clip_grad_value(clip_value: float, id: str = "clip_grad_value") -> Callback:
             return ctx
         return evolve(ctx, grads={n: grad.clamp(-clip_value, clip_value) for n, grad in gradients(ctx).items()})
 
-    return Callback(id, init=check_optimizer, kind="clip_grad_value", after_backward=clip)
+    settings = {"clip_value": clip_value}
+    return Callback(id, init=check_optimizer, kind="clip_grad_value", settings=settings, after_backward=clip)
 
 
 def gradients(ctx: Context) -> dict[str, Tensor]:

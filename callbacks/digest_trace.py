@@ -71,7 +71,15 @@ def digest_trace(every: int = 100, id: str = "digest_trace") -> Callback:
         return ctx.with_callback_state(id, {**slot, "steps": [*slot["steps"], ctx.global_step], "digests": digests})
 
     start: dict[str, Any] = {"every": every, "steps": [], "digests": []}
-    return Callback(id, init=lambda ctx: start, weight=_WEIGHT, kind="digest_trace", vectorises=False, batch_end=add)
+    return Callback(
+        id,
+        init=lambda ctx: start,
+        weight=_WEIGHT,
+        kind="digest_trace",
+        settings={"every": every},
+        vectorises=False,
+        batch_end=add,
+    )
 
 
 def first_parting(

@@ -94,6 +94,7 @@ def dp_sgd(
         init=start,
         kind="dp_sgd",
         weight=_BEFORE_ALL,
+        settings={"max_grad_norm": max_grad_norm, "noise_multiplier": noise_multiplier, "chunk_size": chunk_size},
         source=noise_multiplier,
         vectorises=False,
         after_backward=make_private,

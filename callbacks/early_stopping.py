@@ -122,7 +122,7 @@ def early_stopping(
         init=start,
         weight=1000,
         kind="early_stopping",
-        exempt=("patience",),
+        settings={"min_delta": min_delta, "restore_best_weights": restore_best_weights, "measure": measure},
         fits=fits,
         reopens=reopens,
         valid_end=decide,

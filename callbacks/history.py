@@ -43,7 +43,7 @@ def history(id: str = "history") -> Callback:
             return ctx
         return ctx.with_callback_state(id, [*ctx.callbacks[id], {"epoch": ctx.epoch, **scores}])
 
-    return Callback(id, init=lambda ctx: [], weight=_AFTER_SCORES, epoch_end=append)
+    return Callback(id, init=lambda ctx: [], weight=_AFTER_SCORES, settings={}, epoch_end=append)
 
 
 def named_scores(ctx: Context) -> dict[str, float]:

@@ -45,7 +45,7 @@ def lambda_callback(*, id: str = "lambda_callback", **functions: StageFunction) 
             raise TypeError(f"lambda_callback: {name!r} is not a stage; stages are given as on_epoch_end=... and so on")
     methods: dict[str, Any] = {name: _method(function) for name, function in functions.items()}
     made: CallbackSet = type("CallbackSetLambda", (CallbackSet,), {"__module__": __name__, **methods})()
-    made._id = id
+    made._id, made._settings = id, functions
     return made
 
 

@@ -55,7 +55,8 @@ def lr_sequential(
     def settings(loop: Loop) -> dict[str, Any]:
         return {"schedules": _settings(parts, loop), "milestones": list(milestones)}
 
-    return schedule_callback("lr_sequential", id, Schedule(build, settings), step_on)
+    arguments = {"schedules": _arguments(parts), "milestones": list(milestones)}
+    return schedule_callback("lr_sequential", id, Schedule(build, arguments, settings), step_on)
 
 
 def lr_chained(schedules: Sequence[AsCallback], step_on: str = "epoch", id: str = "lr_chained") -> Callback:
@@ -90,7 +91,8 @@ def lr_chained(schedules: Sequence[AsCallback], step_on: str = "epoch", id: str 
     def settings(loop: Loop) -> dict[str, Any]:
         return {"schedules": _settings(parts, loop)}
 
-    return schedule_callback("lr_chained", id, Schedule(build, settings), step_on)
+    arguments = {"schedules": _arguments(parts)}
+    return schedule_callback("lr_chained", id, Schedule(build, arguments, settings), step_on)
 
 
 def _parts(owner: str, schedules: Any) -> list[Callback]:
@@ -110,6 +112,10 @@ def _part(owner: str, schedule: Any) -> Callback:
     if made.kind == "lr_reduce_on_plateau":
         raise TypeError(f"{owner}: lr_reduce_on_plateau steps on a score, so it can't be a part of another schedule")
     return made
+
+
+def _arguments(parts: Sequence[Callback]) -> list[dict[str, Any]]:
+    return [{"class": part.kind, **part.source.arguments} for part in parts]
 
 
 def _settings(parts: Sequence[Callback], loop: Loop) -> list[dict[str, Any]]:

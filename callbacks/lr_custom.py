@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, overload
 
+import attrs
 from torch.optim import lr_scheduler
 
 from ..stages import Callback
 from .callback_set import default_id
 from .checks import check_choice, check_functions
-from .schedule import schedule_callback, schedule_of
+from .schedule import schedule_callback, schedule_of, stateless
 
 Factor: TypeAlias = Callable[[int], float]
 
@@ -121,7 +122,8 @@ def as_lr_scheduler(x: Any, step_on: str = "epoch", id: str | None = None) -> An
 
     def make(**arguments: Any) -> Callback:
         signature.bind(**arguments)
-        return schedule_callback(kind, slot, schedule_of(x, **arguments), step_on)
+        schedule = attrs.evolve(schedule_of(x, **arguments), arguments={**arguments, "scheduler": x})
+        return schedule_callback(kind, slot, schedule, step_on)
 
     make.__name__ = slot
     make.__doc__ = f"The callback that steps {x.__name__}; see `as_lr_scheduler`."
@@ -138,7 +140,4 @@ def _check_class(x: type) -> None:
 
 
 def _stateless(functions: Factor | Sequence[Factor]) -> Factor | list[Factor]:
-    """The same as plain functions: the attributes of other callables are a state to torch, which it saves and sets."""
-    if callable(functions):
-        return lambda step, function=functions: function(step)  # type: ignore[misc]
-    return [lambda step, function=function: function(step) for function in functions]  # type: ignore[misc]
+    return stateless(functions) if callable(functions) else [stateless(function) for function in functions]

@@ -13,7 +13,7 @@ from ..context import Context
 from ..loop import Loop
 from ..stages import Callback
 from .checks import check_choice, check_flag, check_integer, check_number, check_numbers
-from .schedule import Schedule, schedule_callback, schedule_of, to_plain
+from .schedule import Schedule, schedule_callback, schedule_of, stateless, to_plain
 
 
 def lr_cyclic(
@@ -79,8 +79,7 @@ def lr_cyclic(
         step_size_down=step_size_down,
         mode=mode,
         gamma=gamma,
-        # Torch would save and set the attributes of a callable that is not a plain function.
-        scale_fn=None if scale_fn is None else lambda x: scale_fn(x),
+        scale_fn=None if scale_fn is None else stateless(scale_fn),
         scale_mode=scale_mode,
         cycle_momentum=cycle_momentum,
         base_momentum=base_momentum,
@@ -150,19 +149,21 @@ def lr_one_cycle(
     check_numbers("lr_one_cycle", "max_lr", max_lr, least=0)
     _check_momentum("lr_one_cycle", cycle_momentum, base_momentum, max_momentum)
 
+    given: dict[str, Any] = {
+        "max_lr": max_lr,
+        "total_steps": total_steps,
+        "pct_start": float(pct_start),
+        "anneal_strategy": anneal_strategy,
+        "cycle_momentum": cycle_momentum,
+        "base_momentum": base_momentum,
+        "max_momentum": max_momentum,
+        "div_factor": div_factor,
+        "final_div_factor": final_div_factor,
+        "three_phase": three_phase,
+    }
+
     def arguments(loop: Loop) -> dict[str, Any]:
-        return {
-            "max_lr": max_lr,
-            "total_steps": _total_steps(loop, step_on) if total_steps is None else total_steps,
-            "pct_start": float(pct_start),
-            "anneal_strategy": anneal_strategy,
-            "cycle_momentum": cycle_momentum,
-            "base_momentum": base_momentum,
-            "max_momentum": max_momentum,
-            "div_factor": div_factor,
-            "final_div_factor": final_div_factor,
-            "three_phase": three_phase,
-        }
+        return {**given, "total_steps": _total_steps(loop, step_on) if total_steps is None else total_steps}
 
     def build(optimizer: torch.optim.Optimizer, loop: Loop) -> Any:
         return lr_scheduler.OneCycleLR(optimizer, **arguments(loop))
@@ -179,7 +180,7 @@ def lr_one_cycle(
             )
         return ctx
 
-    schedule = Schedule(build, lambda loop: to_plain(arguments(loop)))
+    schedule = Schedule(build, given, lambda loop: to_plain(arguments(loop)))
     callback = schedule_callback("lr_one_cycle", id, schedule, step_on, check=check)
     return callback.remade(epoch_end=check_epoch) if step_on == "batch" and total_steps is None else callback
 

@@ -91,4 +91,5 @@ def lr_reduce_on_plateau(
     def score(ctx: Context) -> float:
         return dict(ctx.last_scores_valid)[watched("lr_reduce_on_plateau", ctx.loop, measure).id]
 
-    return schedule_callback("lr_reduce_on_plateau", id, Schedule(build, settings), score=score)
+    schedule = Schedule(build, {**arguments, "measure": measure}, settings)
+    return schedule_callback("lr_reduce_on_plateau", id, schedule, score=score)

@@ -49,7 +49,7 @@ def grad_norm(norm_type: float = 2.0, id: str = "grad_norm") -> Callback:
     def norm(ctx: Context) -> Tensor:
         return get_total_norm(list(gradients(ctx).values()), norm_type)
 
-    return _monitor(id, "grad_norm", "after_backward", norm, weight=_BEFORE_CLIPPING)
+    return _monitor(id, "grad_norm", norm_type, "after_backward", norm, weight=_BEFORE_CLIPPING)
 
 
 def param_norm(norm_type: float = 2.0, id: str = "param_norm") -> Callback:
@@ -83,10 +83,12 @@ def param_norm(norm_type: float = 2.0, id: str = "param_norm") -> Callback:
     def norm(ctx: Context) -> Tensor:
         return get_total_norm(list(ctx.params.values()), norm_type)
 
-    return _monitor(id, "param_norm", "batch_end", norm, weight=0.0)
+    return _monitor(id, "param_norm", norm_type, "batch_end", norm, weight=0.0)
 
 
-def _monitor(id: str, kind: str, stage: str, value: Callable[[Context], Tensor], weight: float) -> Callback:
+def _monitor(
+    id: str, kind: str, norm_type: float, stage: str, value: Callable[[Context], Tensor], weight: float
+) -> Callback:
     def observe(ctx: Context) -> Context:
         if not updates(ctx):
             return ctx
@@ -113,4 +115,5 @@ def _monitor(id: str, kind: str, stage: str, value: Callable[[Context], Tensor],
 
     start = {"count": 0, "last": (), "sum": (), "max": (), "rows": []}
     hooks: Any = {stage: observe}
-    return Callback(id, init=lambda ctx: start, weight=weight, kind=kind, epoch_end=finish, **hooks)
+    settings = {"norm_type": norm_type}
+    return Callback(id, init=lambda ctx: start, weight=weight, kind=kind, settings=settings, epoch_end=finish, **hooks)

@@ -58,7 +58,7 @@ def rollback(
             optimizer's state that differ from the present.
         lr_factor: what the learning rate of every group is multiplied with when going back. A schedule that computes
             the rate from the first one undoes that at its next step.
-        max_rollbacks: at the next bad batch after so many the callback gives up.
+        max_rollbacks: at the next bad batch after so many the callback gives up; a run may go on with another number.
         id: the name of the slot, unique in a loop.
 
     Raises:
@@ -167,11 +167,14 @@ def rollback(
         }
         return _restored(ctx, earlier, id, state)
 
+    # Not how often it goes back: a run that gave up may go on with more.
+    settings = {"when": when, "spike": spike, "back": back, "skip": skip, "every": every, "lr_factor": lr_factor}
     return Callback(
         id,
         init=start,
         weight=_BEFORE_CHECKPOINTS,
         kind="rollback",
+        settings=settings,
         skips=lambda state: state["skipped"],
         epoch_begin=begin_epoch,
         batch_end=decide,

@@ -62,7 +62,15 @@ def sam(rho: float = 0.05, adaptive: bool = False, id: str = "sam") -> Callback:
         away = {name: ctx.params[name] + factor * part for name, part in direction.items()}
         return evolve(ctx, grads=_gradients_at(ctx, away))
 
-    return Callback(id, init=check, kind="sam", weight=_BEFORE_CLIPPING, vectorises=False, after_backward=move_away)
+    return Callback(
+        id,
+        init=check,
+        kind="sam",
+        weight=_BEFORE_CLIPPING,
+        settings={"rho": rho, "adaptive": adaptive},
+        vectorises=False,
+        after_backward=move_away,
+    )
 
 
 def _gradients_at(ctx: Context, params: dict[str, Tensor]) -> dict[str, Tensor]:

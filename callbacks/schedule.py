@@ -17,7 +17,6 @@ from ..context import Context
 from ..errors import StateDictError, noting
 from ..loop import Loop
 from ..record import evolve, tree_map
-from ..settings import settings_of
 from ..stages import Callback, when
 from .checks import check_choice
 from .windows import updates
@@ -34,10 +33,12 @@ class Schedule:
 
     Args:
         build: makes the scheduler of an optimizer; what depends on the length of the run it takes from the loop.
-        settings: what it is made with, as plain values.
+        arguments: what it is made with, as it was given.
+        settings: the same as plain values, with what is taken from the loop.
     """
 
     build: Callable[[torch.optim.Optimizer, Loop], Any]
+    arguments: dict[str, Any]
     settings: Callable[[Loop], State]
 
     def start(self, loop: Loop, groups: Groups) -> tuple[Groups, State]:
@@ -72,7 +73,17 @@ def schedule_of(cls: Callable[..., Any], **arguments: Any) -> Schedule:
     """The schedule of a scheduler class and its arguments."""
     # As lists, tensors can be compared.
     settings = to_plain(tree_map(lambda leaf: leaf.tolist() if isinstance(leaf, Tensor) else leaf, arguments))
-    return Schedule(lambda optimizer, loop: cls(optimizer, **arguments), lambda loop: settings)
+    return Schedule(lambda optimizer, loop: cls(optimizer, **arguments), arguments, lambda loop: settings)
+
+
+def stateless(function: Callable[[Any], float]) -> Callable[[Any], float]:
+    """A plain function that calls it: attributes of other callables are a state to torch, which it saves and sets."""
+
+    def called(step: Any) -> float:
+        return function(step)
+
+    called.__wrapped__ = function  # type: ignore[attr-defined]
+    return called
 
 
 def _taken(scheduler: Any, optimizer: StandIn, groups: Groups) -> tuple[Groups, State]:
@@ -181,10 +192,6 @@ def schedule_callback(
     """
     check_choice(kind, "step_on", step_on, ("epoch", "batch"))
 
-    built = settings_of(schedule.build)
-    made_with = {"step_on": step_on, **built, **built.get("arguments", {})}
-    made_with.pop("arguments", None)
-
     def settings(ctx: Context) -> State:
         return {"step_on": step_on, **schedule.settings(ctx.loop)}
 
@@ -223,4 +230,5 @@ def schedule_callback(
     hooks: dict[str, Any] = {"batch_end": when(updates, advance)} if step_on == "batch" else {"epoch_end": advance}
     if score is not None:
         hooks = {"epoch_end": when(lambda ctx: ctx.loop.evaluates(ctx.epoch), advance)}
+    made_with = schedule.arguments if score is not None else {**schedule.arguments, "step_on": step_on}
     return Callback(id, init=try_out, kind=kind, settings=made_with, fits=fits, source=schedule, begin=start, **hooks)

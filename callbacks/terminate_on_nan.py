@@ -92,6 +92,7 @@ def terminate_on_nan(every: int = 1, action: str = "raise", id: str = "terminate
         init=lambda ctx: {"step": torch.tensor(0, device=ctx.loop.device)},
         weight=_BEFORE_CLIPPING,
         kind="terminate_on_nan",
+        settings={"every": every, "action": action},
         after_backward=terminate,
         batch_end=put_back,
     )

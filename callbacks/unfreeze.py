@@ -68,6 +68,7 @@ def unfreeze(starting_weights: Patterns, unfreeze: Sequence[dict[str, Any]], id:
         id,
         init=check,
         kind="unfreeze",
+        settings={"starting_weights": starting_weights, "unfreeze": unfreeze},
         begin=freeze,
         epoch_begin=lambda ctx: thaw("epoch", range(ctx.epoch, ctx.epoch + 1), ctx),
         batch_begin=lambda ctx: thaw("batch", _reached(ctx), ctx),

@@ -8,6 +8,7 @@ from .derivatives.curvature import hessian_vector_product, top_eigenvalues
 from .derivatives.losses import loss_function, trainable_params
 from .derivatives.per_sample import gradient_noise_scale, per_sample_gradients, per_sample_norms
 from .derivatives.unroll import detached, unroll
+from .digests import digest
 from .donation import DonatedError
 from .dry_run import dry_run
 from .ensembles.ensemble import stack, unstack
@@ -32,7 +33,7 @@ from .rng import fold_in, seeded
 from .same_order import same_order
 from .signals import Signals
 from .stages import STAGES, Callback, Hook, compose, every, when
-from .state import digest, load_state_dict, state_dict
+from .state import load_state_dict, state_dict
 from .store import CheckpointStore
 from .training import iterate, train, train_step
 

@@ -14,8 +14,9 @@ from .going_on import too_few_epochs
 from .network import LOSS
 from .patterns import Patterns
 from .place import misplaced
-from .settings import CODE, kind_of
+from .settings import CODE
 from .template import with_loss
+from .values import kind_of
 
 PLACE = {"seed": int, "epoch": int, "step": int, "step_valid": int, "global_step": int, "stage": str, "terminate": bool}
 """Fields of the context that say where in the run it is, with their types."""

@@ -112,12 +112,14 @@ def _compare_fingerprints(saved: dict[str, Any], here: dict[str, Any]) -> Iterat
         lines += compare(", ".join(both[0]), ", ".join(both[1]), "order")
     # What something else was made with, is not what this was made with.
     others = {line.path.rpartition("/")[0] for line in lines if line.path.endswith(("/class", "/def"))} - {"optimizer"}
+    others_inside = tuple(f"{path}/" for path in others)
     others_data = {line.path.rpartition("/")[0] for line in lines if line.path.endswith(("/kind", "/length"))}
     for line in lines:
         whole, _, name = line.path.rpartition("/")
         if whole in others_data and name in ("rows", "samples"):
             continue
-        if (whole not in others or name in ("class", "def")) and not _is_silent(line, saved, here):
+        inside = whole if name in ("class", "def") else f"{whole}/"
+        if not inside.startswith(others_inside) and not _is_silent(line, saved, here):
             yield line
 
 
@@ -144,10 +146,16 @@ def _compare_callbacks(saved: Any, here: dict[str, Any]) -> Iterator[Difference]
     if not (isinstance(saved, dict) and all(isinstance(entry, dict) for entry in saved.values())):
         yield from compare(saved, here, "callbacks")
         return
-    effects = {id for each in (saved, here) for id, entry in each.items() if entry.get("decides") is False}
-    for id in [id for id in {**here, **saved} if id not in effects]:
+    for id in {**here, **saved}:
         where = f"callbacks/{id}"
-        if id not in saved:
+        part, part_here = (each.get(id, {"decides": False}).get("decides", True) for each in (saved, here))
+        if not (part or part_here) or ("weight" not in saved.get(id, {"weight": 0}) and not part_here):
+            continue  # or it is not known what an earlier version saved
+        if id in saved and id in here and part is not part_here:
+            looks_on = "it only looks on"
+            how = f"{looks_on} in what was saved, not here" if part_here else f"{looks_on} here, not in what was saved"
+            yield Difference(where, how)
+        elif id not in saved:
             yield Difference(where, f"missing in what was saved, {_kind(here[id])} here", "here")
         elif id not in here:
             yield Difference(where, f"{_kind(saved[id])} in what was saved, missing here", "saved")

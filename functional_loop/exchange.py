@@ -21,8 +21,8 @@ from .loop import Loop
 from .network import has_tensors, state_names
 from .plain import decode
 from .record import did_you_mean, evolve
-from .settings import kind_of
 from .state import StateDict, state_dict
+from .values import kind_of
 
 PlainCheckpoint = dict[str, Any]
 

@@ -52,7 +52,7 @@ def _pieces(node: Any) -> Iterator[Any]:
     else:
         # An array, or something of which no more than its type is known to be the same in every process.
         large = isinstance(getattr(node, "ndim", None), int) and node.size > MOST
-        content = getattr(node.reshape(-1)[:: -(-node.size // MOST)] if large else node, "tobytes", None)
+        content = getattr(node.flat[:: -(-node.size // MOST)] if large else node, "tobytes", None)
         yield type(node).__qualname__.encode()
         yield content() if callable(content) else b""
 

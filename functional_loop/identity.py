@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,9 +18,10 @@ from .hashes import hash_of
 from .measures import Measure
 from .mentions import hash_of_code, methods_of
 from .record import leaves_with_paths
-from .settings import CODE, kind_of, settings_of, settings_of_all, structure_of
+from .settings import CODE, settings_of, settings_of_all, structure_of
 from .stages import Callback
 from .template import template, with_loss
+from .values import kind_of
 
 if TYPE_CHECKING:
     from .context import Context
@@ -132,18 +133,15 @@ def _of_callback(callback: Callback, loop: Loop) -> dict[str, Any]:
         "state": callback.keeps_state,
         "weight": settings_of(callback.weight),
     }
-    hooks = {stage: hook for stage, hook in callback.hooks.items() if not isinstance(hook, functools.partial)}
     if callback.settings is not None:
-        found = callback.settings
-    elif callback.source is not None and len(hooks) < len(callback.hooks):
+        given: Mapping[str, Any] = callback.settings
+    elif callback.source is not None and any(isinstance(hook, functools.partial) for hook in callback.hooks.values()):
         own = settings_of(callback.source, known=[loop.network])
-        found = own if isinstance(own, dict) else {}
+        return {**{name: value for name, value in own.items() if name not in ("class", "id")}, **made}
     else:
-        functions = callback.hooks | {"init": callback.init, "skips": callback.skips}
+        functions = {"init": callback.init, "skips": callback.skips, **callback.hooks}
         given = {name: function for name, function in functions.items() if function is not None}
-        found = settings_of_all(given, known=[loop.network])
-    hidden = {"class", "id", *callback.exempt}
-    return {**{name: value for name, value in found.items() if name not in hidden}, **made}
+    return {**settings_of_all(given, known=[loop.network]), **made}
 
 
 def _of_source(source: BatchSource) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 import attrs
 
-from .mentions import only_looks_on
+from .looking_on import only_looks_on
 from .record import did_you_mean
 
 if TYPE_CHECKING:
@@ -95,10 +95,9 @@ class Callback:
             first of them where they are trained in turn, which costs nothing. Other callbacks run for every member.
         vectorises: whether its hooks at the stages of a batch can run once for all members of an ensemble, under
             ``torch.func.vmap``; if not, an ensemble refuses them before training.
-        settings: what it was made with, as plain values by name, for the identity of a run; by default the variables of
-            the functions around its hooks.
-        exempt: names of settings that a run may be continued with other values of, such as the patience of early
-            stopping.
+        settings: the arguments that it was made with and that decide what it does, by name: with others a saved run is
+            not continued. What is left out is free (the patience of early stopping). By default, the variables that
+            its hooks read.
         fits: whether the callback can continue from its state in a context: a function that gives what keeps it from
             that, as an error or ``None``, and the context as it would go on in spite of that. It is asked when a state
             is loaded, where ``allow`` may say to go on, and when a run is entered, where the error is raised.
@@ -132,8 +131,7 @@ class Callback:
     whole: bool
     vectorises: bool
     last: bool
-    settings: dict[str, Any] | None
-    exempt: tuple[str, ...]
+    settings: Mapping[str, Any] | None
     fits: Fits | None
     reopens: Callable[[Any], Any] | None
     hooks: dict[str, Hook]
@@ -153,8 +151,7 @@ class Callback:
         whole: bool = False,
         vectorises: bool = True,
         last: bool = False,
-        settings: dict[str, Any] | None = None,
-        exempt: tuple[str, ...] = (),
+        settings: Mapping[str, Any] | None = None,
         fits: Fits | None = None,
         reopens: Callable[[Any], Any] | None = None,
         **hooks: Unpack[Hooks],
@@ -190,7 +187,6 @@ class Callback:
             vectorises,
             last,
             settings,
-            exempt,
             fits,
             reopens,
             ordered,
@@ -246,7 +242,7 @@ def compose(*hooks: Hook) -> Hook:
             ctx = hook(ctx)
         return ctx
 
-    composed.of_hooks = hooks  # type: ignore[attr-defined]
+    composed.made_with = {"def": "compose", "hooks": hooks}  # type: ignore[attr-defined]
     return composed
 
 
@@ -259,7 +255,7 @@ def when(condition: Callable[[Context], bool], hook: Hook) -> Hook:
     def conditional(ctx: Context) -> Context:
         return hook(ctx) if condition(ctx) else ctx
 
-    conditional.of_hooks = (hook,)  # type: ignore[attr-defined]
+    conditional.made_with = {"def": "when", "condition": condition, "hook": hook}  # type: ignore[attr-defined]
     return conditional
 
 
@@ -281,4 +277,6 @@ def every(n: int, hook: Hook) -> Hook:
             return ctx.epoch
         return ctx.step_valid or ctx.global_step
 
-    return when(lambda ctx: count(ctx) % n == 0, hook)
+    counted = when(lambda ctx: count(ctx) % n == 0, hook)
+    counted.made_with = {"def": "every", "n": n, "hook": hook}  # type: ignore[attr-defined]
+    return counted

@@ -1,11 +1,9 @@
-"""State dicts: the durable half of a context as a tree of plain types, and back; and its digest."""
+"""State dicts: the durable half of a context as a tree of plain types, and back."""
 
 from __future__ import annotations
 
-import hashlib
-import struct
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from .patterns import Patterns
 from .place import check_place
 from .plain import check_plain, decode, encode
 from .reading import as_places, without_hashes, without_validation
-from .record import evolve, tensor_bytes
+from .record import evolve
 from .template import with_loss
 
 StateDict = dict[str, Any]
@@ -51,15 +49,16 @@ def state_dict(ctx: Context) -> StateDict:
     ('batch_end', 3, 0.003)
     """
     check_place(ctx, "state_dict")
-    durable = _durable(ctx, "state_dict")
+    durable = saved_fields(ctx, "state_dict")
     return {"version": VERSION, **identity(ctx.loop), **durable}
 
 
-def _durable(ctx: Context, function: str) -> StateDict:
+def saved_fields(ctx: Context, function: str) -> StateDict:
+    """The durable state of ``ctx``, as a state dict has it."""
     check_boundary(ctx, function)
     if ctx.ensemble is not None:
         how = {"mode": ctx.ensemble.mode, "batch_hooks": ctx.ensemble.batch_hooks}
-        return {"ensemble": how, "members": [_durable(member, function) for member in split_context(ctx)]}
+        return {"ensemble": how, "members": [saved_fields(member, function) for member in split_context(ctx)]}
     for id, slot in ctx.callbacks.items():
         check_plain(slot, f"the state of callback {id!r}")
     return {
@@ -158,7 +157,7 @@ def _is_left_to_callbacks(found: list[str], ctx: Context, sd: StateDict) -> bool
     paths = [line.path for line in found if isinstance(line, Difference) and line.path.startswith("callbacks/")]
     of = {path.split("/")[1] for path in paths}
     can = {callback.id for callback in ctx.loop.callbacks if callback.fits is not None}
-    return len(paths) == len(found) and of <= can and of <= misfits(_loaded(ctx, sd)).keys()
+    return sd["stage"] != "" and len(paths) == len(found) and of <= can and of <= misfits(_loaded(ctx, sd)).keys()
 
 
 @region
@@ -302,59 +301,3 @@ def _clone(tree: Any, device: torch.device) -> Any:
     if isinstance(tree, dict):
         return {key: _clone(value, device) for key, value in tree.items()}
     return type(tree)(_clone(value, device) for value in tree) if isinstance(tree, (list, tuple)) else tree
-
-
-def digest(ctx: Context) -> str:
-    """SHA-256 of the durable state as 64 hexadecimal digits: equal bits, equal digest.
-
-    Callbacks without a state leave no trace in it.
-
-    >>> from functional_loop.examples.digits import loop
-    >>> import functional_loop as fl
-    >>> a, b = fl.init(loop(), seed=1), fl.init(loop(), seed=1)
-    >>> fl.digest(fl.train(a, steps=2)) == fl.digest(fl.train(b, steps=2))
-    True
-    """
-    return digest_of(_durable(ctx, "digest"))
-
-
-_NOT_STATE = ("version", "fingerprint", "environment", "hyperparameters", "ensemble", "volatile")
-
-
-def digest_of(sd: StateDict) -> str:
-    """The `digest` of the context that a state dict is of."""
-    hasher = hashlib.sha256()
-    for piece in _canonical(durable(sd)):
-        hasher.update(piece)
-    return hasher.hexdigest()
-
-
-def durable(sd: StateDict) -> StateDict:
-    """What of a state dict is in its `digest`."""
-    kept = {key: value for key, value in sd.items() if key not in _NOT_STATE}
-    return {**kept, "members": [durable(member) for member in kept["members"]]} if "members" in kept else kept
-
-
-def _canonical(node: Any) -> Iterator[bytes | memoryview]:
-    """Bytes that determine a plain tree, and are determined by it: every part is preceded by its type and size."""
-    match node:
-        case Tensor():
-            yield f"T{node.dtype}{list(node.shape)}".encode()
-            yield tensor_bytes(node)
-        case dict():
-            yield f"D{len(node)}".encode()
-            for key in sorted(node):
-                yield from _canonical(key)
-                yield from _canonical(node[key])
-        case list():
-            yield f"L{len(node)}".encode()
-            for value in node:
-                yield from _canonical(value)
-        case str():
-            text = node.encode("utf-8", "surrogatepass")
-            yield b"S%d:" % len(text)
-            yield text
-        case float():
-            yield b"F" + struct.pack("<d", node)
-        case _:
-            yield f"{type(node).__name__}:{node};".encode()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .context import Context
 from .data import batches
+from .digests import durable
 from .init import init
 from .loop import AsCallback, Loop
 from .measures import measure
@@ -24,7 +25,7 @@ from .proofs.purity import object_of
 from .record import evolve, tree_equal
 from .rng import seeded
 from .stages import Callback, Hook
-from .state import StateDict, durable, load_state_dict, state_dict
+from .state import StateDict, load_state_dict, state_dict
 from .training import iterate
 
 

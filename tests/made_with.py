@@ -200,7 +200,7 @@ def of_a_class(w: float) -> Loss:
 
 
 def script(program: str, **variables: Any) -> Any:
-    scope = {"ce": ce, **variables}
+    scope = {"ce": ce, "__name__": "script", **variables}
     exec(program, scope)
     return scope["loss"]
 

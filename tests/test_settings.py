@@ -3,6 +3,7 @@ process."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -12,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import functional_loop as fl
 from functional_loop.comparing import compare_runs, unknown_differences
-from tests import made_with
+from functional_loop.errors import PurityError
+from functional_loop.settings import settings_of
+from tests import made_oddly, made_with
 from tests.made_with import CALLBACKS, DATA, LOSSES, NETWORKS, ce, loop
 
 PARTS: dict[str, tuple[str, dict[str, Callable[[float], Any]]]] = {
@@ -39,10 +43,32 @@ def test_a_number_in_any_place_is_part_of_the_identity(part: str, name: str) -> 
     assert compare_runs(saved, other, [line.path for line in found], rounded=True) == []
 
 
-def test_a_program_is_the_same_run_in_another_process_folder_and_file_of_another_name() -> None:
-    here = json.loads(json.dumps(made_with.told()))
+ODD = [
+    *(("loss", name) for name in (*made_oddly.LOSSES, *made_oddly.FREE)),
+    *(("callback", name) for name in made_oddly.CALLBACKS),
+    *(("network", name) for name in made_oddly.NETWORKS),
+]
+
+
+@pytest.mark.parametrize("name", [": ".join(each) for each in ODD])
+def test_of_odd_objects_too_and_nothing_that_training_does_to_them(name: str) -> None:
+    loops = made_oddly.runs(0.5)
+    saved, other = fl.fingerprint(loops[name]), fl.fingerprint(made_oddly.runs(0.25)[name])
+    found = compare_runs(saved, other, rounded=True)
+    assert bool(found) is (name.removeprefix("loss: ") not in made_oddly.FREE)
+    assert compare_runs(saved, other, [line.path for line in found], rounded=True) == []
+    start = fl.init(loops[name])
+    with contextlib.suppress(PurityError, AttributeError, RuntimeError, TypeError):  # what can't train is looked at
+        fl.train(start, steps=2)
+    again = fl.fingerprint(fl.evolve(loops[name], epochs=3))
+    assert compare_runs(saved, again, rounded=True) == unknown_differences(saved, again) == []
+
+
+@pytest.mark.parametrize("program", [made_with, made_oddly], ids=["usual", "odd"])
+def test_a_program_is_the_same_run_in_another_process_folder_and_file_of_another_name(program: Any) -> None:
+    here = json.loads(json.dumps(program.told()))
     result = subprocess.run(
-        [sys.executable, "-W", "error", made_with.__file__],
+        [sys.executable, "-W", "error", program.__file__],
         cwd="/",
         env={**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": str(Path(fl.__file__).parent.parent)},
         capture_output=True,
@@ -97,3 +123,20 @@ def test_what_training_did_to_the_things_it_was_made_with_is_not_part_of_it() ->
     fl.train(first)
     counter.count()
     assert compare_runs(before, fl.fingerprint(loop(**parts)), rounded=True) == []
+
+
+HUGE: dict[str, Any] = {
+    "list": [1.0] * 3_000_000,
+    "dict": dict.fromkeys(range(300_000)),
+    "set": set(range(300_000)),
+    "text": "ab" * 5_000_000,
+    "graph of doubles": functools.reduce(lambda inner, _: [inner, inner], range(40), [1.0]),
+    "nesting": functools.reduce(lambda inner, _: [inner], range(5000), [1.0]),
+    "transposed array": np.zeros((1000, 3000)).T,
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_of_much_a_sample_is_looked_at(what: str) -> None:
+    made = settings_of(made_oddly.held(HUGE[what]))
+    assert 10 < len(json.dumps(made)) < 1_000_000

@@ -11,11 +11,11 @@ import warnings
 from pathlib import Path
 
 from ..context import Context, context_of
+from ..digests import digest
 from ..errors import CheckpointError, StateDictError, add_note
 from ..loop import Loop
 from ..resuming import resume
 from ..signals import Signals
-from ..state import digest
 from ..store import CheckpointStore
 from ..training import iterate
 from . import report, run_file

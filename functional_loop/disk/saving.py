@@ -11,13 +11,13 @@ import torch
 from ..beside import found_beside
 from ..comparing import check_allowed, compare_runs, refusal, unknown_differences
 from ..context import Context
+from ..digests import digest_of, durable
 from ..ensembles.ensemble import member_seeds
 from ..errors import CheckpointError, StateDictError
 from ..identity import hash_of_start
 from ..migrations import migrate
 from ..patterns import Patterns
 from ..stages import BOUNDARIES
-from ..state import digest_of, durable
 from . import checkpoint_file
 from .folder import PLACE, Entry, delete, entries, newest_metadata, readable, signature
 from .lock import FolderLock
