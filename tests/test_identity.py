@@ -271,7 +271,7 @@ def test_a_run_goes_on_in_its_folder_with_what_was_allowed(tmp_path: Path) -> No
         fl.StateDictError, match=r"another run.*\n.*train/batch_size: 4 in what was saved, 2 here"
     ) as caught:
         fl.CheckpointStore(tmp_path).save(ctx)
-    assert caught.value.__notes__ == [f"to continue in spite of that: allow={allow}"]
+    assert f"to continue in spite of that: allow={allow}" in caught.value.__notes__
     with pytest.raises(fl.StateDictError):
         fl.CheckpointStore(tmp_path).check(ctx)
     store = fl.CheckpointStore(tmp_path, allow=allow)
