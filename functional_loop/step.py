@@ -61,7 +61,9 @@ class Step:
     """
 
     at_once = False
-    """Whether the walk is to call `CompiledStep.whole` in the place of `gradients` and `update`."""
+    """Whether a program is to call `CompiledStep.whole` in the place of `gradients` and `update`."""
+    in_place = True
+    """Whether consecutive steps may be made by `differentiate` and a `Carry`."""
 
     def __init__(self, loop: Loop) -> None:
         whole = with_loss(loop)

@@ -56,6 +56,8 @@ class CompiledStep(FittedStep):
     Evaluation is not compiled, nor are updates of optimizers for which there are no `formulas`.
     """
 
+    in_place = False
+
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
         self._graphs: dict[Hashable, Compiled | None] = {}

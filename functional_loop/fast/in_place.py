@@ -41,8 +41,8 @@ class InPlaceStretch(Stretch):
 
     @staticmethod
     def can_train(step: Step, ctx: Context) -> bool:
-        in_place = not (step.at_once or step.network.writes or step.optimizer.needs_closure)
-        return in_place and is_unobserved(ctx)
+        in_turns = step.network.writes or step.optimizer.needs_closure
+        return step.in_place and not in_turns and is_unobserved(ctx)
 
     @property
     def batches(self) -> int:
