@@ -58,10 +58,9 @@ def a_cached_normal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_levels() -> Iterator[None]:
-    """Members under ``torch.func.vmap`` itself, with none of our rules that need its levels."""
-    rules = {
-        function: rule for function, rule in vmap_rules._RULES.items() if function not in (F.linear, F.cross_entropy)
-    }
+    """Members under ``torch.func.vmap`` itself, by the rules that do not need its levels."""
+    others = {function: rule for function, rule in vmap_rules._RULES.items() if function not in vmap_rules._BY_LEVELS}
+    rules = others | vmap_rules._BY_ROWS
     with mock.patch.object(vmap_rules, "_is_known", False), mock.patch.object(vmap_rules, "_RULES", rules):
         yield
 

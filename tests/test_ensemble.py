@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.ensembles import turns
+from functional_loop.ensembles import turns, vmap_rules
 from tests.closeness import ABSOLUTE, RELATIVE, assert_close
 from tests.ensembles import data, digests, make_loop, starts
 
@@ -56,6 +56,15 @@ def test_vectorised_members_end_as_their_solo_runs(name: str, accumulate: int) -
     contexts = starts(loop)
     for member, ctx in zip(fl.unstack(fl.train(fl.stack(contexts, mode="vectorised"))), contexts, strict=True):
         assert_close(member, fl.train(ctx))
+
+
+def test_without_the_levels_of_vmap_members_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = starts(make_loop())
+    usual = fl.train(fl.stack(contexts, mode="vectorised"))
+    monkeypatch.setattr(vmap_rules, "_is_known", False)
+    monkeypatch.setattr(vmap_rules, "_RULES", dict(vmap_rules._BY_ROWS))
+    for member, other in zip(fl.unstack(fl.train(fl.stack(contexts, mode="vectorised"))), fl.unstack(usual)):
+        assert_close(member, other)
 
 
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS.values(), fl.optimizer(torch.optim.Rprop)], ids=lambda o: "")

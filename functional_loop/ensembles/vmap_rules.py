@@ -88,7 +88,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | N
 
 def _cross_entropy(y_hat: Tensor, y: Tensor, *others: Any, **options: Any) -> Tensor | None:
     """Of classes by number, with the mean as it is by default."""
-    if others or any(isinstance(v, Tensor) or v != _DEFAULTS.get(name, _OTHER) for name, v in options.items()):
+    if others or not _are_defaults(options):
         return None
     level = _functorch.maybe_get_level(y_hat)
     outputs, targets = _of_members(y_hat, level), _of_members(y, level)
@@ -96,6 +96,19 @@ def _cross_entropy(y_hat: Tensor, y: Tensor, *others: Any, **options: Any) -> Te
         return None
     losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     return _as_members(losses.sum(1) / (targets != _IGNORED).sum(1), level)
+
+
+def _cross_entropy_of_rows(y_hat: Tensor, y: Tensor, *others: Any, **options: Any) -> Tensor | None:
+    """The same for one member, by operators that vmap knows: it takes cross entropy apart in Python."""
+    if others or not _are_defaults(options) or y_hat.dim() != 2 or y.dim() != 1 or y.is_floating_point():
+        return None
+    counted = y != _IGNORED
+    picked = torch.log_softmax(y_hat, 1).gather(1, torch.where(counted, y, 0).unsqueeze(1)).squeeze(1)
+    return -torch.where(counted, picked, 0.0).sum() / counted.sum()
+
+
+def _are_defaults(options: dict[str, Any]) -> bool:
+    return not any(isinstance(v, Tensor) or v != _DEFAULTS.get(name, _OTHER) for name, v in options.items())
 
 
 def _attention_by_products(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,6 +156,8 @@ _NEEDED = (
     "_remove_batch_dim",
 )
 _is_known = _nesting is not None and all(hasattr(_functorch, name) for name in _NEEDED)
-_RULES: dict[Any, Any] = {F.linear: _linear, F.cross_entropy: _cross_entropy} if _is_known else {}
+_BY_LEVELS = {F.linear: _linear, F.cross_entropy: _cross_entropy}
+_BY_ROWS = {F.cross_entropy: _cross_entropy_of_rows}
+_RULES: dict[Any, Any] = dict(_BY_LEVELS if _is_known else _BY_ROWS)
 for _function in (F.scaled_dot_product_attention, F.multi_head_attention_forward):
     _RULES[_function] = _attention_by_products(_function)
