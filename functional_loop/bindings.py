@@ -25,15 +25,12 @@ class Bindings:
         roots: by path.
         own: identities of modules whose parameters and buffers are left out.
 
-    >>> cache = {}
-    >>> def remember(key):
-    ...     return cache.setdefault(key, len(cache))
-    >>> before = Bindings({"remember": remember})
-    >>> remember("a"), remember("b")
-    (0, 1)
+    >>> model = types.SimpleNamespace(cache={}, calls=0)
+    >>> before = Bindings({"model": model})
+    >>> model.cache["a"], model.calls = 1, 2
     >>> before.put_back()
-    >>> cache
-    {}
+    >>> model
+    namespace(cache={}, calls=0)
     """
 
     def __init__(self, roots: Mapping[str, Any], own: Collection[int] = ()) -> None:
