@@ -120,7 +120,7 @@ class Reader:
         kept = {name: self._here[name] for name in ("first", "begun") if name in self._here}
         if not done and not self._here:
             kept = {"first": following, **({"begun": self._before["state"]} if self._before.get("state", ()) else {})}
-        _epochs_read(self._source)[self._seed] = self._epoch
+        self._note_first("" if "begun" in kept else kept.get("first", ""))
         for step in count(done + 1):
             if item is None:
                 self.ended = True
@@ -151,7 +151,7 @@ class Reader:
         Twice, because a loader with a generator of its own may start with the batch that was first, but once only.
         """
         epoch = self._before["epoch"]
-        if _epochs_read(self._source).get(self._seed) == epoch:
+        if _read_in_this_process(self._source).last.get(self._seed) == epoch:
             return
         for _ in range(2):
             batches: Any = self._source.fetch(self._seed, epoch, 0, self._before.get("begun", ()))
@@ -160,6 +160,14 @@ class Reader:
                     if _hash(batch) != self._before["first"]:
                         raise self._lost(1, epoch)
 
+    def _note_first(self, first: str) -> None:
+        """Refuse an epoch that begins with another batch than when this process read it before."""
+        read, at = _read_in_this_process(self._source), (self._part, self._seed, self._epoch)
+        read.last[self._seed] = self._epoch
+        if first and read.first.setdefault(at, first) != first:
+            del read.first[at]
+            raise self._lost(1)
+
     @property
     def _called(self) -> str:
         return f"epoch {self._epoch} of the {_CALLED[self._part]}"
@@ -167,7 +175,7 @@ class Reader:
     def _lost(self, step: int, epoch: int | None = None) -> RuntimeError:
         return RuntimeError(
             f"the {_CALLED[self._part]} did not come back to its place: batch {step} of epoch "
-            f"{self._epoch if epoch is None else epoch} is not the one of the run that was saved. A loader must give "
+            f"{self._epoch if epoch is None else epoch} is not the one that was read before. A loader must give "
             "the same batches for the same seed and epoch: it draws from torch, numpy or random and has no generator "
             "or counter of its own, or it has state_dict() and load_state_dict() that bring it back; batches(dataset, "
             "...) resumes by itself"
@@ -176,15 +184,24 @@ class Reader:
 
 _CALLED = {TRAINING: "training data", VALIDATION: "validation data"}
 
-_known: dict[int, tuple[ref[BatchSource], dict[int, int]]] = {}
+
+class _Read(NamedTuple):
+    """What this process has read of a source."""
+
+    last: dict[int, int]
+    """By seed, the epoch that was begun last."""
+    first: dict[tuple[str, int, int], str]
+    """By part, seed and epoch, the hash of the first batch, of epochs that began without a state of the source."""
 
 
-def _epochs_read(source: BatchSource) -> dict[int, int]:
-    """By seed the epoch of ``source`` that this process has begun to read last."""
+_known: dict[int, tuple[ref[BatchSource], _Read]] = {}
+
+
+def _read_in_this_process(source: BatchSource) -> _Read:
     # By id, because the sources of others need not be hashable.
     key = id(source)
     if key not in _known:
-        _known[key] = ref(source, lambda _: _known.pop(key, None)), {}
+        _known[key] = ref(source, lambda _: _known.pop(key, None)), _Read({}, {})
     return _known[key][1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -639,3 +640,25 @@ def test_generators_in_nodes_are_refused() -> None:
     sampler = RandomSampler(range(10), generator=torch.Generator())
     with pytest.raises(ValueError, match="generator of the RandomSampler"):
         fl.batches(nodes.Loader(nodes.Batcher(nodes.SamplerWrapper(sampler), 2)))
+
+
+@pytest.mark.parametrize("counts", ["loader", "to_batch"])
+def test_data_that_go_on_where_a_run_before_has_stopped_are_refused_in_the_second_run(counts: str) -> None:
+    """Two runs from one context would see other rows."""
+    rows, calls = torch.randn(8, 3), itertools.count()
+
+    class Going:
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            shift = next(calls) if counts == "loader" else 0
+            yield from ((rows[i : i + 2] + shift, rows[i : i + 2, :1]) for i in range(0, 8, 2))
+
+    def shifted(item: tuple[torch.Tensor, torch.Tensor]) -> fl.Batch:
+        return fl.Batch(item[0] + next(calls), item[1])
+
+    source = fl.batches(Going(), to_batch=shifted if counts == "to_batch" else None)
+    start = fl.init(
+        fl.Loop(nn.Linear(3, 1), nn.functional.mse_loss, fl.optimizer(torch.optim.SGD, lr=0.1), source, epochs=1)
+    )
+    fl.train(start)
+    with pytest.raises(RuntimeError, match="batch 1 of epoch 1 is not the one that was read before"):
+        fl.train(start)
