@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.template import template
+from functional_loop.engine.template import template
 
 from . import handwritten
 from .report import Chart

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import functional_loop as fl
-from functional_loop import step as step_module
+from functional_loop.engine import step as step_module
 from functional_loop.ensembles import vmap_rules
-from functional_loop.fast import fast_update
+from functional_loop.optim import fast_update
 
 from . import step
 from .report import Chart

@@ -20,7 +20,7 @@ import attrs
 import torch
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.objects.callback_set import CallbackSet
 
 from . import step
 from .report import Chart

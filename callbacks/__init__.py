@@ -1,13 +1,30 @@
 """Callbacks: the object-oriented face of the loop, and those that ship with it."""
 
-from .averaging import averaged, ema, swa
-from .build import callback_set, torch_callback
-from .callback_set import CallbackSet
-from .checkpoint import CallbackSetCheckpoint, checkpoint
-from .clipping import clip_grad_norm, clip_grad_value
-from .csv_log import CallbackSetCSVLog, csv_log
-from .descriptor import TorchCallback
-from .dictionary import (
+from .control.checkpoint import CallbackSetCheckpoint, checkpoint
+from .control.early_stopping import early_stopping
+from .control.rollback import rollback
+from .control.stop_on_signal import CallbackSetStopOnSignal, stop_on_signal
+from .control.terminate_on_nan import terminate_on_nan
+from .control.timer import CallbackSetTimer, timer
+from .gradients.averaging import averaged, ema, swa
+from .gradients.clipping import clip_grad_norm, clip_grad_value
+from .gradients.dp_sgd import dp_epsilon, dp_sgd
+from .gradients.monitors import grad_norm, param_norm
+from .gradients.sam import sam
+from .gradients.unfreeze import unfreeze
+from .logs.csv_log import CallbackSetCSVLog, csv_log
+from .logs.digest_trace import digest_trace, first_parting
+from .logs.history import history, to_frame
+from .logs.json_log import CallbackSetJSONLog, json_log
+from .logs.progress import CallbackSetProgress, progress
+from .logs.tb import CallbackSetTB, tb
+from .logs.throughput import CallbackSetThroughput, throughput
+from .objects.build import callback_set, torch_callback
+from .objects.callback_set import CallbackSet
+from .objects.lambda_callback import lambda_callback
+from .objects.view import ContextView
+from .registry.descriptor import TorchCallback
+from .registry.dictionary import (
     CallbackDictionary,
     as_torch_callback,
     as_torch_callbacks,
@@ -15,17 +32,12 @@ from .dictionary import (
     t_clbks,
     torch_callbacks,
 )
-from .digest_trace import digest_trace, first_parting
-from .dp_sgd import dp_epsilon, dp_sgd
-from .early_stopping import early_stopping
-from .history import history, to_frame
-from .json_log import CallbackSetJSONLog, json_log
-from .lambda_callback import lambda_callback
-from .lr_composed import lr_chained, lr_sequential
-from .lr_custom import as_lr_scheduler, lr_lambda, lr_multiplicative
-from .lr_cycles import lr_cyclic, lr_one_cycle
-from .lr_plateau import lr_reduce_on_plateau
-from .lr_schedulers import (
+from .registry.param_set import Param, ParamSet
+from .schedules.lr_composed import lr_chained, lr_sequential
+from .schedules.lr_custom import as_lr_scheduler, lr_lambda, lr_multiplicative
+from .schedules.lr_cycles import lr_cyclic, lr_one_cycle
+from .schedules.lr_plateau import lr_reduce_on_plateau
+from .schedules.lr_schedulers import (
     lr_constant,
     lr_cosine_annealing,
     lr_exponential,
@@ -35,18 +47,6 @@ from .lr_schedulers import (
     lr_step,
     lr_warm_restarts,
 )
-from .monitors import grad_norm, param_norm
-from .param_set import Param, ParamSet
-from .progress import CallbackSetProgress, progress
-from .rollback import rollback
-from .sam import sam
-from .stop_on_signal import CallbackSetStopOnSignal, stop_on_signal
-from .tb import CallbackSetTB, tb
-from .terminate_on_nan import terminate_on_nan
-from .throughput import CallbackSetThroughput, throughput
-from .timer import CallbackSetTimer, timer
-from .unfreeze import unfreeze
-from .view import ContextView
 
 __all__ = [
     "CallbackDictionary",

@@ -14,19 +14,19 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from .context import Context
-from .data import batches
-from .digests import durable
-from .init import init
-from .loop import AsCallback, Loop
-from .measures import measure
-from .optimizers import optimizer
-from .proofs.purity import object_of
-from .record import evolve, tree_equal
-from .rng import seeded
-from .stages import Callback, Hook
-from .state import StateDict, load_state_dict, state_dict
-from .training import iterate
+from .checkpoint.digests import durable
+from .checkpoint.state import StateDict, load_state_dict, state_dict
+from .core.callback import Callback, Hook
+from .core.context import Context
+from .core.measures import measure
+from .core.record import evolve, tree_equal
+from .core.rng import seeded
+from .data.sources import batches
+from .engine.init import init
+from .engine.loop import AsCallback, Loop
+from .engine.train import iterate
+from .optim.optimizer import optimizer
+from .purity.check import object_of
 
 
 def check_hook(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop.indexed import TensorSource
-from functional_loop.record import leaves_with_paths
+from functional_loop.core.record import leaves_with_paths
+from functional_loop.data.tensors import TensorSource
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-8
 """Tolerances for states in float64."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop.disk import header
-from functional_loop.migrations import VERSION
+from functional_loop.checkpoint import header
+from functional_loop.checkpoint.migrations import VERSION
 
 FOLDER = Path(__file__).parent / "data"
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from functional_loop.agreement import gradients_differ, nudged, outputs_differ, tolerance, update_differs
-from functional_loop.step import Gradients
+from functional_loop.engine.step import Gradients
+from functional_loop.purity.agreement import gradients_differ, nudged, outputs_differ, tolerance, update_differs
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from functional_loop.disk.background import Background
+from functional_loop.checkpoint.background import Background
 
 
 def fail() -> None:
@@ -54,7 +54,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_process_ends_after_the_work() -> None:
     program = (
-        "import time\nfrom functional_loop.disk.background import Background\n"
+        "import time\nfrom functional_loop.checkpoint.background import Background\n"
         "Background().start(lambda: (time.sleep(0.3), print('done', flush=True)))"
     )
     assert run(program).stdout == "done\n"
@@ -62,7 +62,7 @@ def test_the_process_ends_after_the_work() -> None:
 
 def test_an_error_that_nobody_waits_for_is_reported_at_the_end() -> None:
     program = (
-        "from functional_loop.disk.background import Background\n"
+        "from functional_loop.checkpoint.background import Background\n"
         "background = Background()\nbackground.start(lambda: 1 / 0)\nprint('training goes on')"
     )
     done = run(program)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functional_loop.bits import bits, most_ulps, same_bits
-from functional_loop.record import tensor_bytes
+from functional_loop.core.bits import bits, most_ulps, same_bits
+from functional_loop.core.record import tensor_bytes
 
 numbers = st.floats(allow_nan=False)
 

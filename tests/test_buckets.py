@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import functional_loop as fl
-from functional_loop.fast.buckets import Buckets
-from functional_loop.fast.layouts import layout
+from functional_loop.optim.buckets import Buckets
+from functional_loop.optim.layouts import layout
 from tests.sample_loops import make_loop
 
 SIZES = st.lists(st.one_of(st.integers(0, 300), st.sampled_from([64, 128, 1280, 4096, 16384, 20000])), min_size=1)

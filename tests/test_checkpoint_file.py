@@ -18,11 +18,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from functional_loop.disk import durable, header
-from functional_loop.disk.checkpoint_file import read, read_metadata, read_outline, verify, write
-from functional_loop.disk.header import NewerFormatError
-from functional_loop.errors import CheckpointError
-from functional_loop.record import tensor_bytes, tree_equal
+from functional_loop.checkpoint import atomic as durable
+from functional_loop.checkpoint import header
+from functional_loop.checkpoint.file import read, read_metadata, read_outline, verify, write
+from functional_loop.checkpoint.header import NewerFormatError
+from functional_loop.core.errors import CheckpointError
+from functional_loop.core.record import tensor_bytes, tree_equal
 
 DTYPES = [
     *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),

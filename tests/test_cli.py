@@ -16,12 +16,12 @@ import pytest
 from rich.console import Console
 
 import functional_loop as fl
+from functional_loop.checkpoint.lock import NAME
 from functional_loop.cli import main
 from functional_loop.cli.progress import LiveProgress, progress
 from functional_loop.cli.report import format_score
 from functional_loop.cli.target import load_loop
-from functional_loop.disk.lock import NAME
-from functional_loop.signals import Signals
+from functional_loop.engine.signals import Signals
 
 # A loop of 5 batches an epoch, in which training is as random as it gets, and which can be told to get into trouble:
 # TROUBLE="7:SIGINT" in the environment sends it that signal in the 7th batch.

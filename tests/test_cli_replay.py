@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import functional_loop as fl
+from functional_loop.checkpoint import file as checkpoint_file
 from functional_loop.cli import main
 from functional_loop.cli.target import load_loop
-from functional_loop.disk import checkpoint_file
 
 SOURCE = """
 import torch

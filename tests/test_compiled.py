@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 import functional_loop as fl
 from functional_loop.callbacks import t_clbk
-from functional_loop.fast import graph_cache, graphs
-from functional_loop.fast.graph_cache import cache_folder
-from functional_loop.fast.layouts import layout
+from functional_loop.compile import cache as graph_cache
+from functional_loop.compile import graphs
+from functional_loop.compile.cache import cache_folder
+from functional_loop.optim.layouts import layout
 from tests.closeness import ABSOLUTE, RELATIVE, in_doubles
 from tests.networks import NETWORKS
 from tests.processes import in_a_fresh_process

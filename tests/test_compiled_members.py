@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop.callbacks import lr_one_cycle, lr_step
+from functional_loop.compile import graphs
+from functional_loop.core.record import leaves_with_paths
 from functional_loop.ensembles import compiled_members
-from functional_loop.fast import graphs
-from functional_loop.fast.layouts import layout
-from functional_loop.record import leaves_with_paths
+from functional_loop.optim.layouts import layout
 from tests.closeness import ABSOLUTE, RELATIVE, in_doubles
 from tests.processes import in_a_fresh_process
 from tests.sample_loops import data, make_loop, mlp

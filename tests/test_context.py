@@ -12,8 +12,8 @@ import torch
 import torch.utils._pytree as torch_pytree
 
 import functional_loop as fl
-from functional_loop.context import first_output
-from functional_loop.stages import BOUNDARIES
+from functional_loop.core.context import first_output
+from functional_loop.core.stages import BOUNDARIES
 from tests.sample_loops import full_loop, make_loop
 
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop import state
+from functional_loop.checkpoint import file as checkpoint_file
+from functional_loop.checkpoint import state
 from functional_loop.cli import main
-from functional_loop.disk import checkpoint_file
 
 from .sample_loops import full_loop
 from .strategies import examples

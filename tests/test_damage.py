@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.disk import checkpoint_file, folder
+from functional_loop.checkpoint import file as checkpoint_file
+from functional_loop.checkpoint import folder
 from tests.strategies import examples
 from tests.test_checkpoint_file import sealed
 from tests.test_store import END, EPOCH_END, LOOP, at

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset, WeightedRandomSampler, default_collate
 
 import functional_loop as fl
-from functional_loop.data import to_device
+from functional_loop.data.sources import to_device
 from tests.ensembles import data as ensemble_data
 from tests.ensembles import make_loop
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 import functional_loop as fl
-from functional_loop.batch import Batch, BatchSource
 from functional_loop.callbacks import t_clbk
+from functional_loop.core.batch import Batch, BatchSource
 from tests.processes import in_a_fresh_process
 from tests.sample_loops import data, full_loop, make_loop, recorder
 from tests.strategies import examples

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 import functional_loop as fl
-from functional_loop.batch import to_device
 from functional_loop.callbacks import clip_grad_norm, ema, grad_norm, history, lr_step
+from functional_loop.core.batch import to_device
 from tests.sample_loops import data, make_loop, mean_absolute, noisy_mlp
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop import draws
-from functional_loop.draws import DrawWatch
+from functional_loop.core import draws
+from functional_loop.core.draws import DrawWatch
 
 DRAWS: dict[str, Callable[[], object]] = {
     "one normal": np.random.randn,

@@ -16,7 +16,7 @@ from torch import nn
 import functional_loop as fl
 from functional_loop.callbacks import CallbackSet, t_clbk
 from functional_loop.cli import main
-from functional_loop.dry_run import DryRun, _forms
+from functional_loop.purity.dry_run import DryRun, _forms
 
 from .loops import NETWORKS, OPTIMIZERS, SOURCES, Spec
 from .sample_loops import data, full_loop, make_loop

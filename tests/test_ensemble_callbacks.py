@@ -15,7 +15,7 @@ from torch import nn
 
 import functional_loop as fl
 from functional_loop.callbacks import CallbackSet, t_clbk, torch_callbacks
-from functional_loop.callbacks.throughput import CallbackSetThroughput
+from functional_loop.callbacks.logs.throughput import CallbackSetThroughput
 from tests.closeness import ABSOLUTE, RELATIVE, assert_close
 from tests.ensembles import digests, make_loop, starts
 

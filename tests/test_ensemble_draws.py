@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import functional_loop as fl
+from functional_loop.compile.draws import Recording, StrangeDrawError
+from functional_loop.core.rng import torch_seeded
 from functional_loop.ensembles.member_draws import OwnDraws, check_draws
 from functional_loop.ensembles.vmap_rules import over_members
-from functional_loop.fast.drawn import Recording, StrangeDrawError
-from functional_loop.rng import torch_seeded
 
 from .closeness import assert_close
 from .ensembles import data, digests, make_loop, starts

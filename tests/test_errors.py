@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.errors import notes_of as notes_of_error
-from functional_loop.errors import region
-from functional_loop.stages import BOUNDARIES
+from functional_loop.core.errors import notes_of as notes_of_error
+from functional_loop.core.errors import region
+from functional_loop.core.stages import BOUNDARIES
 from tests.sample_loops import data, full_loop, make_loop, raising, recorder
 
 X, Y = data(3)

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 
 import functional_loop as fl
+from functional_loop.checkpoint import file as checkpoint_file
 from functional_loop.cli import main
-from functional_loop.disk import checkpoint_file
 from tests.sample_loops import full_loop, middle, noisy_mlp, same_bits
 
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.comparing import compare
-from functional_loop.identity import identity
+from functional_loop.checkpoint.comparing import compare
+from functional_loop.checkpoint.identity import identity
 from tests.sample_loops import counter, data, full_loop, mean_absolute, middle
 
 X, Y = data(3)
@@ -200,7 +200,7 @@ def test_the_environment_and_the_given_hyperparameters_are_not_in_the_digest(two
 def test_the_identity_is_the_same_in_a_fresh_process() -> None:
     program = (
         "import json, torch; torch.set_num_threads(1)\n"
-        "from functional_loop.identity import identity\n"
+        "from functional_loop.checkpoint.identity import identity\n"
         "from tests.sample_loops import full_loop; print(json.dumps(identity(full_loop())))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

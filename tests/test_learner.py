@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop.callbacks import history
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
+from functional_loop.callbacks.control.checkpoint import CallbackSetCheckpoint
+from functional_loop.callbacks.objects.callback_set import CallbackSet
 from functional_loop.learner import TorchClassifier, TorchRegressor
 from tests.learners import FEATURES, ROWS, X, Y, classifier, data, noisy, same
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop.callbacks import history
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
-from functional_loop.callbacks.descriptor import TorchCallback
-from functional_loop.callbacks.early_stopping import early_stopping
+from functional_loop.callbacks.control.checkpoint import CallbackSetCheckpoint
+from functional_loop.callbacks.control.early_stopping import early_stopping
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.registry.descriptor import TorchCallback
 from functional_loop.learner import TorchClassifier, TorchRegressor
 from tests.learners import same
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from functional_loop.lending import clone_tree, tree_was_written, was_written
-from functional_loop.record import tree_equal
+from functional_loop.core.copies import clone_tree, tree_was_written, was_written
+from functional_loop.core.record import tree_equal
 
 WRITES: dict[str, Callable[[Tensor], object]] = {
     "in place": lambda t: t.mul_(2),

@@ -18,7 +18,7 @@ import pytest
 
 import functional_loop as fl
 from functional_loop import StoreInUseError
-from functional_loop.disk.lock import NAME, FolderLock
+from functional_loop.checkpoint.lock import NAME, FolderLock
 
 
 def forked(function: Callable[[], object]) -> tuple[int, int]:
@@ -181,7 +181,7 @@ def test_what_is_not_of_a_lock_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, locks: bool
 ) -> None:
     if not locks:
-        monkeypatch.setattr("functional_loop.disk.lock.fcntl", None)
+        monkeypatch.setattr("functional_loop.checkpoint.lock.fcntl", None)
     victim, folder = tmp_path / "victim", tmp_path / "run"
     folder.mkdir()
     if what != "dangling link":

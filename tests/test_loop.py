@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.template import template
+from functional_loop.engine.template import template
 from tests.sample_loops import counter, data, make_loop, mlp
 
 X, Y = data(3)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop.callbacks import CallbackSet, history
-from functional_loop.callbacks.averaging import averaged, ema
-from functional_loop.fast import graphs
+from functional_loop.callbacks.gradients.averaging import averaged, ema
+from functional_loop.compile import graphs
+from functional_loop.engine.network import has_tensors
 from functional_loop.learner import TorchClassifier
-from functional_loop.network import has_tensors
 from tests.learners import X as ROWS_X
 from tests.learners import Y as ROWS_Y
 from tests.processes import in_a_fresh_process

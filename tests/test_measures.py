@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import functional_loop as fl
-from functional_loop import measures
+from functional_loop.core import measures
 from tests.sample_loops import data, make_loop, mean_absolute, recorder
 
 

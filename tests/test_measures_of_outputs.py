@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop import outputs
 from functional_loop.callbacks import CallbackSet, t_clbk
+from functional_loop.core import outputs
 from functional_loop.learner import TorchClassifier
 from tests.learners import X as ROWS_X
 from tests.learners import Y as ROWS_Y

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop import migrations
-from functional_loop.disk import checkpoint_file
-from functional_loop.disk.header import NewerFormatError
-from functional_loop.migrations import MIGRATIONS, Migration, migrate
+from functional_loop.checkpoint import file as checkpoint_file
+from functional_loop.checkpoint import migrations
+from functional_loop.checkpoint.header import NewerFormatError
+from functional_loop.checkpoint.migrations import MIGRATIONS, Migration, migrate
 from tests import released
 from tests.sample_loops import full_loop, middle
 

@@ -14,7 +14,7 @@ import functional_loop as fl
 from functional_loop.callbacks import CallbackSet, early_stopping, ema
 from functional_loop.cli.export import export
 from functional_loop.cli.usage import UsageError
-from functional_loop.exchange import from_checkpoint, to_checkpoint, to_safetensors
+from functional_loop.interop.files import from_checkpoint, to_checkpoint, to_safetensors
 from tests import odd_optimizers as odd
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import digests, doing

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from functional_loop import optimizers
-from functional_loop.borrowed import Borrowed, copied
-from functional_loop.errors import StateDictError
-from functional_loop.fast.fast_update import fast_update
-from functional_loop.record import leaves_with_paths, tree_equal
+from functional_loop.core.errors import StateDictError
+from functional_loop.core.record import leaves_with_paths, tree_equal
+from functional_loop.optim import optimizer as optimizers
+from functional_loop.optim.fast_update import fast_update
+from functional_loop.optim.torch_update import Borrowed, copied
 
 SHAPES = {"0.weight": (5, 3), "0.bias": (5,), "2.weight": (2, 5), "2.bias": (2,), "scale": ()}
 MATRICES = {"0.weight": (5, 3), "2.weight": (2, 5)}

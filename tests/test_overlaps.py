@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop.overlaps import check_separate
+from functional_loop.purity.overlaps import check_separate
 
 from .sample_loops import make_loop
 

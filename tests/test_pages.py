@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.fast import mover, pages
+from functional_loop.optim import mover
+from functional_loop.optim import reuse as pages
 from tests.sample_loops import data, make_loop
 
 ADAM = {"default": {}, "fused": {"fused": True}, "amsgrad": {"amsgrad": True}}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from functional_loop.patterns import check_patterns, matches, select
+from functional_loop.core.patterns import check_patterns, matches, select
 
 NAMES = ["b.weight", "bn.weight", "bn.bias", "head.0.weight"]
 

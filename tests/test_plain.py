@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.plain import check_plain, decode, encode
+from functional_loop.core.plain import check_plain, decode, encode
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(())
 plain = st.recursive(

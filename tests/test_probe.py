@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop.template import template
+from functional_loop.engine.template import template
 
 from .processes import in_a_fresh_process
 from .sample_loops import data, make_loop
@@ -297,7 +297,7 @@ def test_kernels_that_add_in_no_fixed_order_are_no_refusal(monkeypatch: pytest.M
             return h if torch.are_deterministic_algorithms_enabled() else h * next(noise)
 
     noise = iter([1.0, 1.0 + 1e-6] * 20)
-    monkeypatch.setattr("functional_loop.reachable.MOST", 1)
+    monkeypatch.setattr("functional_loop.purity.reachable.MOST", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import functional_loop as fl
-from functional_loop.record import did_you_mean, leaves_with_paths, tensor_bytes
+from functional_loop.core.record import did_you_mean, leaves_with_paths, tensor_bytes
 
 
 @fl.record

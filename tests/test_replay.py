@@ -26,10 +26,10 @@ from functional_loop.callbacks import (
     throughput,
     timer,
 )
-from functional_loop.disk import checkpoint_file
-from functional_loop.place import Place
-from functional_loop.proofs.bisection import bisect
-from functional_loop.proofs.replay import quiet, saved_files
+from functional_loop.checkpoint import file as checkpoint_file
+from functional_loop.core.place import Place
+from functional_loop.replay.bisect import bisect
+from functional_loop.replay.replay import quiet, saved_files
 from tests import ensembles
 from tests.sample_loops import counter, full_loop
 from tests.strategies import boundaries, examples, seeds, specs

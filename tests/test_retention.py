@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.disk.retention import Retention, best_steps
+from functional_loop.checkpoint.retention import Retention, best_steps
 from tests.sample_loops import full_loop
 
 Metadata = dict[str, Any]

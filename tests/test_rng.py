@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.rng import torch_seeded
+from functional_loop.core.rng import torch_seeded
 from tests.sample_loops import full_loop
 
 

@@ -18,10 +18,10 @@ import pytest
 
 import functional_loop as fl
 from functional_loop.callbacks import checkpoint, csv_log
-from functional_loop.disk import checkpoint_file
-from functional_loop.disk.durable import replacing
-from functional_loop.disk.folder import entry_of
-from functional_loop.disk.lock import NAME
+from functional_loop.checkpoint import file as checkpoint_file
+from functional_loop.checkpoint.atomic import replacing
+from functional_loop.checkpoint.folder import entry_of
+from functional_loop.checkpoint.lock import NAME
 from tests.test_store import BOUNDARIES, LOOP, at
 
 WRITING = ("open", "write", "pwrite", "ftruncate", "fsync", "close", "mkdir", "replace", "rename", "unlink")

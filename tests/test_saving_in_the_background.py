@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop.disk import checkpoint_file
+from functional_loop.checkpoint import file as checkpoint_file
 from tests.test_store import BOUNDARIES, contents
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import functional_loop as fl
-from functional_loop.comparing import compare_runs, unknown_differences
-from functional_loop.errors import PurityError
-from functional_loop.settings import settings_of
+from functional_loop.checkpoint.comparing import compare_runs, unknown_differences
+from functional_loop.checkpoint.settings import settings_of
+from functional_loop.core.errors import PurityError
 from tests import made_oddly, made_with
 from tests.made_with import CALLBACKS, DATA, LOSSES, NETWORKS, ce, loop
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.stages import BOUNDARIES
+from functional_loop.core.stages import BOUNDARIES
 from tests.sample_loops import counter, make_loop, recorder
 
 

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.disk import checkpoint_file, header
-from functional_loop.disk.lock import NAME
-from functional_loop.errors import CheckpointError, StateDictError
-from functional_loop.resuming import resume
-from functional_loop.store import CheckpointStore
+from functional_loop.checkpoint import file as checkpoint_file
+from functional_loop.checkpoint import header
+from functional_loop.checkpoint.lock import NAME
+from functional_loop.checkpoint.resume import resume
+from functional_loop.checkpoint.store import CheckpointStore
+from functional_loop.core.errors import CheckpointError, StateDictError
 
 
 def make_loop(epochs: int = 2, width: int = 4, terminate_at: int = -1, **changes: Any) -> fl.Loop:

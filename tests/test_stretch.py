@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop.callbacks import ema
+from functional_loop.engine.in_place import InPlaceStretch
 from functional_loop.engine.solo import borrow_step
-from functional_loop.fast.in_place import InPlaceStretch
 
 F = nn.functional
 

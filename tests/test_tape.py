@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from functional_loop.fast import graphs
-from functional_loop.fast.graphs import UncompilableError, compile_graph
-from functional_loop.fast.tape import record
+from functional_loop.compile import graphs
+from functional_loop.compile.graphs import UncompilableError, compile_graph
+from functional_loop.compile.op_log import record
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "add": lambda a, b, c: a + b * c,

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.descriptor import TorchCallback
-from functional_loop.callbacks.history import history
+from functional_loop.callbacks.logs.history import history
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.registry.descriptor import TorchCallback
 from functional_loop.testing import check_callback
 from tests.callbacks.objects import CallbackSetBatches, CallbackSetCounter, doing
 from tests.hooks import CALLBACKS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.stages import BOUNDARIES
+from functional_loop.core.stages import BOUNDARIES
 from tests.sample_loops import data, full_loop, make_loop, recorder
 
 X, Y = data(3)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..record import did_you_mean
+from ..core.record import did_you_mean
 from .usage import Parser
 
 _TARGET = "module:name or file.py:name of a Loop, or of a function that makes one"

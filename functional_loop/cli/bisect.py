@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..errors import CheckpointError, StateDictError
-from ..proofs.bisection import Parting, bisect
-from ..proofs.replay import NoSuchPlaceError
+from ..core.errors import CheckpointError, StateDictError
+from ..replay.bisect import Parting, bisect
+from ..replay.replay import NoSuchPlaceError
 from .console import make_console
 from .found import checkpoints_of, loop_of
 from .leaves import count, table

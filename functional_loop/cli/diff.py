@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from ..callbacks.digest_trace import first_parting
-from ..comparing import compare_runs, unknown_differences
-from ..migrations import migrate_fingerprint
-from ..place import Place
-from ..proofs.differences import differences
+from ..callbacks.logs.digest_trace import first_parting
+from ..checkpoint.comparing import compare_runs, unknown_differences
+from ..checkpoint.migrations import migrate_fingerprint
+from ..core.place import Place
+from ..replay.differences import differences
 from .console import make_console
 from .found import read, showing
 from .leaves import count, table

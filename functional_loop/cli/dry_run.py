@@ -6,7 +6,7 @@ import argparse
 import sys
 import traceback
 
-from ..dry_run import dry_run
+from ..purity.dry_run import dry_run
 from .target import load_loop
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ..disk.durable import replacing_by_name
-from ..errors import FunctionalLoopError
-from ..exchange import plain_checkpoint, write_safetensors
-from ..proofs.replay import read_state
-from ..state import StateDict
+from ..checkpoint.atomic import replacing_by_name
+from ..checkpoint.state import StateDict
+from ..core.errors import FunctionalLoopError
+from ..interop.files import plain_checkpoint, write_safetensors
+from ..replay.replay import read_state
 from .usage import UsageError, in_one_line
 
 

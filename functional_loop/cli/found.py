@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..disk import checkpoint_file
-from ..errors import CheckpointError, FunctionalLoopError
-from ..loop import Loop
-from ..proofs.replay import read_state, saved_files
+from ..checkpoint import file as checkpoint_file
+from ..core.errors import CheckpointError, FunctionalLoopError
+from ..engine.loop import Loop
+from ..replay.replay import read_state, saved_files
 from . import run_file
 from .target import load_loop, with_history
 from .usage import UsageError, in_one_line

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.tree import Tree
 from torch import Tensor
 
-from ..place import Place
-from ..plain import decode
-from ..proofs.differences import describe
+from ..core.place import Place
+from ..core.plain import decode
+from ..replay.differences import describe
 from .console import make_console
 from .found import read, showing
 from .report import format_score

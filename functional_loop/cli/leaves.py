@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from ..proofs.differences import Difference
+from ..replay.differences import Difference
 
 _MOST = 40
 

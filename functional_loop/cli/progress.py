@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..context import Context
-from ..signals import Signals
+from ..core.context import Context
+from ..engine.signals import Signals
 from .report import format_score
 
 _SECONDS_BETWEEN_LINES = 30.0

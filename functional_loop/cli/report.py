@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
-from ..disk.durable import replacing_by_name
-from ..loop import Loop
+from ..checkpoint.atomic import replacing_by_name
+from ..engine.loop import Loop
 
 Row = dict[str, int | float]
 

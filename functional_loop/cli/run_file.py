@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from ..disk.durable import replacing
+from ..checkpoint.atomic import replacing
 from .usage import UsageError
 
 NAME = "run.json"

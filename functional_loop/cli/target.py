@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from ..callbacks import history
-from ..chosen_batches import overfit
-from ..loop import Loop
-from ..record import did_you_mean, evolve
+from ..core.record import did_you_mean, evolve
+from ..data.chosen_batches import overfit
+from ..engine.loop import Loop
 from .usage import UsageError
 
 

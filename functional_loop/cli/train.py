@@ -10,14 +10,14 @@ import traceback
 import warnings
 from pathlib import Path
 
-from ..context import Context, context_of
-from ..digests import digest
-from ..errors import CheckpointError, StateDictError, add_note
-from ..loop import Loop
-from ..resuming import resume
-from ..signals import Signals
-from ..store import CheckpointStore
-from ..training import iterate
+from ..checkpoint.digests import digest
+from ..checkpoint.resume import resume
+from ..checkpoint.store import CheckpointStore
+from ..core.context import Context, context_of
+from ..core.errors import CheckpointError, StateDictError, add_note
+from ..engine.loop import Loop
+from ..engine.signals import Signals
+from ..engine.train import iterate
 from . import report, run_file
 from .console import make_console
 from .progress import progress

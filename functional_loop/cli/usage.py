@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from ..errors import notes_of
+from ..core.errors import notes_of
 
 
 class UsageError(Exception):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..errors import CheckpointError, StateDictError
-from ..proofs.replay import verify
+from ..core.errors import CheckpointError, StateDictError
+from ..replay.replay import verify
 from .console import make_console
 from .found import checkpoints_of, loop_of
 from .leaves import count, table

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Batch
-from ..context import Context
-from ..rng import fold_in
+from ..core.batch import Batch
+from ..core.context import Context
+from ..core.rng import fold_in
 from .losses import Tensors, loss_function, trainable_params
 
 Product = Callable[[Tensors], Tensors]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..batch import Batch, as_batch, to_device
-from ..context import Context, check_context
+from ..core.batch import Batch, as_batch, to_device
+from ..core.context import Context, check_context
+from ..core.rng import fold_in, seeded
+from ..engine.network import outer_name
+from ..engine.template import with_loss
 from ..ensembles.ensemble import of_one_run
-from ..network import outer_name
-from ..rng import fold_in, seeded
-from ..template import with_loss
 
 Tensors = dict[str, Tensor]
 LossFunction = Callable[[Tensors], Tensor]

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch, as_batch, to_device
-from ..context import Context, check_context
-from ..record import leaves_with_paths, tree_map
-from ..rng import fold_in
-from ..template import template
+from ..core.batch import Batch, as_batch, to_device
+from ..core.context import Context, check_context
+from ..core.record import leaves_with_paths, tree_map
+from ..core.rng import fold_in
+from ..engine.template import template
 from .losses import Forward, Tensors, trainable_params
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from ..batch import Batch, as_batch, to_device
-from ..context import Context, check_boundary
-from ..probe import probed
-from ..record import evolve, tree_map
-from ..rng import fold_in, seeded
-from ..step import Step
+from ..core.batch import Batch, as_batch, to_device
+from ..core.context import Context, check_boundary
+from ..core.record import evolve, tree_map
+from ..core.rng import fold_in, seeded
+from ..engine.step import Step
+from ..purity.probe import probed
 from .losses import Forward, trainable_params
 from .unrolled_optimizers import differentiable_update
 

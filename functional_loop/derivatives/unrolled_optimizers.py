@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..optimizers import Optimizer
+from ..optim.optimizer import Optimizer
 
 Tensors = dict[str, Tensor]
 State = dict[str, Any]

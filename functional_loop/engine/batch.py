@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import measures
-from ..batch import Batch, copied, to_device
-from ..context import Context, after
-from ..errors import add_note, noting
-from ..hook_seeds import Kind
-from ..measures import Measure
-from ..reading import TRAINING, VALIDATION, Item, check_epoch_done, check_validated, without_validation
-from ..record import evolve
-from ..step import Gradients, Tensors
+from ..core import measures
+from ..core.batch import Batch, copied, to_device
+from ..core.context import Context, after
+from ..core.errors import add_note, noting
+from ..core.hook_seeds import Kind
+from ..core.measures import Measure
+from ..core.record import evolve
+from ..data.reader import TRAINING, VALIDATION, Item, check_epoch_done, check_validated, without_validation
 from .hooks import check_grads, hooks_of, place_of
+from .step import Gradients, Tensors
 
 Chosen = Sequence[Measure]
 Again = Callable[[Tensors, Tensors], Gradients]

@@ -6,16 +6,17 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from ..beside import beside
-from ..context import Context, run_as
-from ..errors import add_note
-from ..hook_seeds import BATCH_STAGES, HookSeeds
-from ..loop import Loop
-from ..place import check_not_moved
-from ..plain import check_plain
-from ..proofs.purity import checked
-from ..record import did_you_mean, evolve
-from ..stages import STAGES, Hook
+from ..core.beside import beside
+from ..core.callback import Hook
+from ..core.context import Context, run_as
+from ..core.errors import add_note
+from ..core.hook_seeds import BATCH_STAGES, HookSeeds
+from ..core.place import check_not_moved
+from ..core.plain import check_plain
+from ..core.record import did_you_mean, evolve
+from ..core.stages import STAGES
+from ..purity.check import checked
+from .loop import Loop
 
 _OF_BATCHES = frozenset(chain(*BATCH_STAGES.values()))
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, Protocol
 
-from ..context import Context
-from ..reading import TRAINING, VALIDATION
-from ..step import autocast_off
+from ..core.context import Context
+from ..data.reader import TRAINING, VALIDATION
+from .step import autocast_off
 
 
 class Program(Protocol):

@@ -8,24 +8,24 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import measures
-from ..batch import Batch
-from ..beside import beside
-from ..context import Context, after
-from ..donation import give_back, take
-from ..errors import noting
-from ..fast.compiled import CompiledStep
-from ..fast.compiled_stretch import CompiledStretch
-from ..fast.in_place import InPlaceStretch
-from ..fast.stretch import Stretch
-from ..hook_seeds import Kind
-from ..leaving import run_exit, run_resume
-from ..loop import Loop
-from ..reading import TRAINING, VALIDATION, Item, Reader
-from ..rng import fold_in
-from ..step import Gradients, Step, StepInputs
+from ..compile.program import CompiledStep
+from ..compile.span import CompiledStretch
+from ..core import measures
+from ..core.batch import Batch
+from ..core.beside import beside
+from ..core.context import Context, after
+from ..core.errors import noting
+from ..core.hook_seeds import Kind
+from ..core.rng import fold_in
+from ..data.reader import TRAINING, VALIDATION, Item, Reader
 from .batch import Again, BatchProgram, Chosen
+from .donation import give_back, take
+from .exit import run_exit, run_resume
 from .hooks import place_of
+from .in_place import InPlaceStretch
+from .loop import Loop
+from .span import Stretch
+from .step import Gradients, Step, StepInputs
 
 
 class SoloProgram(BatchProgram):

@@ -12,21 +12,21 @@ import optree
 import torch
 from torch import Tensor
 
-from ..agreement import gradients_differ, nudged, tolerance, update_differs
-from ..batch import Batch, copied
-from ..fast.drawn import Draw
-from ..fast.formulas import Formulas, Group, formulas
-from ..fast.graphs import Function, Graph, UncompilableError, compile_graph
-from ..fast.traced import Column, traced_gradients
-from ..outputs import tree_detach
-from ..step import Gradients, Tensors
-from ..template import with_loss
+from ..compile.draws import Draw
+from ..compile.graphs import Function, Graph, UncompilableError, compile_graph
+from ..compile.tracing import Column, traced_gradients
+from ..core.batch import Batch, copied
+from ..core.outputs import tree_detach
+from ..engine.step import Gradients, Tensors
+from ..engine.template import with_loss
+from ..optim.formulas import Formulas, Group, formulas
+from ..purity.agreement import gradients_differ, nudged, tolerance, update_differs
 from .member_draws import GivenDraws, drawn
 from .member_optimizers import as_tensor, counted, differ
 from .member_step import MembersStep, Seeds
 
 if TYPE_CHECKING:
-    from ..loop import Loop
+    from ..engine.loop import Loop
 
 MANY_GRAPHS = 8
 """So many graphs are compiled for a loop without a warning."""

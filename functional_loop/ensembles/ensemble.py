@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch import Tensor
 
-from ..context import Context, Ensemble, Place, check_boundary
-from ..record import evolve, tree_map
+from ..core.context import Context, Ensemble, Place, check_boundary
+from ..core.record import evolve, tree_map
 from .stacking import Known, Members, combine, split
 
 if TYPE_CHECKING:
-    from ..loop import Loop
+    from ..engine.loop import Loop
 
 MODES = ("auto", "vectorised", "exact")
 BATCH_HOOKS = ("vectorised", "each")

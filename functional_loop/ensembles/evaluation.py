@@ -7,13 +7,13 @@ from typing import Any
 
 import attrs
 
-from .. import measures
-from ..batch import Batch, BatchSource, to_device
-from ..context import Context
+from ..core import measures
+from ..core.batch import Batch, BatchSource, to_device
+from ..core.context import Context
+from ..core.outputs import plain, restored
+from ..core.record import evolve
+from ..data.reader import VALIDATION, check_validated
 from ..engine.solo import SoloProgram
-from ..outputs import plain, restored
-from ..reading import VALIDATION, check_validated
-from ..record import evolve
 from .ensemble import member_seeds, split_context
 from .member_data import fetch_members
 from .members import MembersProgram

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..context import Context
-from ..evaluation import predict
-from ..init import init
-from ..loop import Loop
-from ..record import did_you_mean, tree_map
+from ..core.context import Context
+from ..core.record import did_you_mean, tree_map
+from ..engine.evaluate import predict
+from ..engine.init import init
+from ..engine.loop import Loop
 from .ensemble import stack
 
 HOW = ("mean", "vote", "spread")

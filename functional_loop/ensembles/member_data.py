@@ -9,11 +9,11 @@ from typing import Any
 import optree
 from torch import Tensor
 
-from ..batch import Batch, BatchSource
-from ..indexed import TensorSource
-from ..reading import Item, Reader
-from ..record import tree_map
-from ..same_order import SameOrder
+from ..core.batch import Batch, BatchSource
+from ..core.record import tree_map
+from ..data.reader import Item, Reader
+from ..data.same_order import SameOrder
+from ..data.tensors import TensorSource
 from .stacking import combine, split
 from .trial import NotVectorisedError
 

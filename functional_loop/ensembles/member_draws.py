@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..fast.drawn import Blank, Draw, StrangeDrawError, is_draw, named, with_generator
+from ..compile.draws import Blank, Draw, StrangeDrawError, is_draw, named, with_generator
 
 Made = Sequence[Tensor]
 """What a draw makes for all members, with these along the first axis."""

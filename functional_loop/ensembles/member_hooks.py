@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..context import Context
+from ..core.callback import Callback, Hook
+from ..core.context import Context
+from ..core.errors import noting
+from ..core.record import evolve
 from ..engine.hooks import hooks_of, run_hook
-from ..errors import noting
-from ..record import evolve
-from ..stages import Callback, Hook
 from .ensemble import combine_contexts, split_context
 from .foreach_rules import ForeachApart
 from .stacking import Known, Members, flatten, vectorised

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..borrowed import State, Tensors, without_params
-from ..optimizers import Optimizer
-from ..record import evolve
+from ..core.record import evolve
+from ..optim.optimizer import Optimizer
+from ..optim.torch_update import State, Tensors, without_params
 from .stacking import Members
 
 Group = dict[str, Any]

@@ -10,19 +10,19 @@ import optree
 import torch
 from torch import Tensor
 
-from ..network import FunctionalNetwork
-from ..outputs import is_of_objects, tree_detach
-from ..step import Gradients, Tensors, autocast_off, backward
-from ..template import with_loss
+from ..core.outputs import is_of_objects, tree_detach
+from ..engine.network import FunctionalNetwork
+from ..engine.step import Gradients, Tensors, autocast_off, backward
+from ..engine.template import with_loss
 from .member_draws import OwnDraws
 from .member_optimizers import MembersUpdate
 from .trial import Trial, found_of
 from .vmap_rules import over_members
 
 if TYPE_CHECKING:
-    from ..data import Batch
-    from ..fast.drawn import Draw
-    from ..loop import Loop
+    from ..compile.draws import Draw
+    from ..data.sources import Batch
+    from ..engine.loop import Loop
 
 R = TypeVar("R")
 Seeds = Callable[[], Sequence[int]]

@@ -9,17 +9,17 @@ from weakref import WeakSet
 
 from torch import Tensor
 
-from .. import measures
-from ..batch import Batch, to_device
-from ..context import Context, after
+from ..core import measures
+from ..core.batch import Batch, to_device
+from ..core.context import Context, after
+from ..core.errors import noting
+from ..core.measures import Measure
+from ..core.record import tree_map
+from ..core.rng import fold_in
+from ..data.reader import TRAINING
 from ..engine.batch import Again, BatchProgram, Chosen
-from ..errors import noting
-from ..measures import Measure
-from ..reading import TRAINING
-from ..record import tree_map
-from ..repeatable import is_repeatable
-from ..rng import fold_in
-from ..step import Gradients
+from ..engine.step import Gradients
+from ..purity.repeatable import is_repeatable
 from .compiled_members import CompiledMembersStep
 from .ensemble import combine_contexts, ended, member_seeds, own, split_context
 from .member_data import MemberReader

@@ -10,15 +10,15 @@ import attrs
 import optree
 from torch import nn
 
-from .. import measures
-from ..context import Context
-from ..loop import Loop
-from ..network import FunctionalNetwork
-from ..reading import TRAINING, VALIDATION
-from ..record import evolve
-from ..rng import seeded
-from ..step import autocast_off
-from ..template import with_loss
+from ..core import measures
+from ..core.context import Context
+from ..core.record import evolve
+from ..core.rng import seeded
+from ..data.reader import TRAINING, VALIDATION
+from ..engine.loop import Loop
+from ..engine.network import FunctionalNetwork
+from ..engine.step import autocast_off
+from ..engine.template import with_loss
 from .ensemble import going
 from .member_optimizers import has_vectorised_form
 from .members import MembersProgram

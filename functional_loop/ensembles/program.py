@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..context import Context
+from ..core.context import Context
+from ..core.hook_seeds import BATCH_STAGES
+from ..core.record import evolve
+from ..engine.exit import Call, run_exit, run_resume
 from ..engine.hooks import hooks_of
-from ..hook_seeds import BATCH_STAGES
-from ..leaving import Call, run_exit, run_resume
-from ..record import evolve
 from .ensemble import check_no_skipping, split_context
 from .member_hooks import check_batch_hooks
 from .members import MembersProgram

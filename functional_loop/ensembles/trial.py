@@ -11,16 +11,16 @@ import attrs
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..agreement import gradients_differ, nudged, outputs_differ, tolerance
-from ..batch import Batch, copied
-from ..fast.drawn import Draw, Recording, StrangeDrawError
-from ..outputs import map_outputs
-from ..step import Gradients, Step, Tensors
+from ..compile.draws import Draw, Recording, StrangeDrawError
+from ..core.batch import Batch, copied
+from ..core.outputs import map_outputs
+from ..engine.step import Gradients, Step, Tensors
+from ..purity.agreement import gradients_differ, nudged, outputs_differ, tolerance
 from .member_draws import check_draws
 from .stacking import split
 
 if TYPE_CHECKING:
-    from ..loop import Loop
+    from ..engine.loop import Loop
 
 R = TypeVar("R")
 

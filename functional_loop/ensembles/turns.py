@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..beside import share
-from ..context import Context
+from ..core.beside import share
+from ..core.callback import Callback
+from ..core.context import Context
+from ..core.record import evolve
+from ..data.reader import Reader
+from ..engine.loop import Loop
 from ..engine.solo import SoloProgram
-from ..loop import Loop
-from ..probe import probed
-from ..reading import Reader
-from ..record import evolve
-from ..stages import Callback
+from ..purity.probe import probed
 from .ensemble import combine_contexts, own, split_context
 
 STRIDE = 20

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from ..record import tree_map
+from ..core.record import tree_map
 
 # Private API of torch.
 _functorch: Any = torch._C._functorch

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ..callbacks.callback_set import CallbackSet
-from ..callbacks.dictionary import as_torch_callback
-from ..callbacks.early_stopping import early_stopping
-from ..context import first_output
-from ..data import BatchSource, batches
-from ..loop import AsCallback, Loop
-from ..optimizers import Optimizer, optimizer
+from ..callbacks.control.early_stopping import early_stopping
+from ..callbacks.objects.callback_set import CallbackSet
+from ..callbacks.registry.dictionary import as_torch_callback
+from ..core.context import first_output
+from ..data.sources import BatchSource, batches
+from ..engine.loop import AsCallback, Loop
+from ..optim.optimizer import Optimizer, optimizer
 from .arrays import as_python, checked_integer
 from .networks import network_for
 from .scores import as_measures

@@ -12,13 +12,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..context import Context
-from ..init import init
-from ..measures import Measure
-from ..record import evolve
-from ..resuming import resume
-from ..rng import fold_in
-from ..training import iterate
+from ..checkpoint.resume import resume
+from ..core.context import Context
+from ..core.measures import Measure
+from ..core.record import evolve
+from ..core.rng import fold_in
+from ..engine.init import init
+from ..engine.train import iterate
 from .arrays import as_array, as_python, as_tensor, checked_integer, split
 from .assembly import make_loop, predict_batch_size
 from .model import TrainedModel
@@ -55,7 +55,7 @@ class TorchEstimator(Saving, Parameters):
             ``(X, y)``.
         patience: epochs with scores that early stopping waits for an improvement of the first of ``measures_valid``;
             ``None`` for no early stopping.
-        min_delta, restore_best_weights: see `functional_loop.callbacks.early_stopping`.
+        min_delta, restore_best_weights: see `functional_loop.callbacks.control.early_stopping`.
         resume: a folder of checkpoints, as the callback ``checkpoint`` writes them: `fit` goes on from the newest, or
             starts anew if there is none. Data and parameters must be those of the run that wrote it.
         callbacks: a list of callbacks: pure ones, `CallbackSet` objects and classes, descriptors, or keys of

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..comparing import compare
-from ..context import Context, first_output
-from ..errors import StateDictError
-from ..export import for_evaluation, to_module
-from ..init import init
-from ..loop import Loop
-from ..network import LOSS
-from ..plain import decode
-from ..rng import fold_in, seeded
-from ..state import StateDict, load_state_dict, state_dict
-from ..template import make_module
+from ..checkpoint.comparing import compare
+from ..checkpoint.state import StateDict, load_state_dict, state_dict
+from ..core.context import Context, first_output
+from ..core.errors import StateDictError
+from ..core.plain import decode
+from ..core.rng import fold_in, seeded
+from ..engine.init import init
+from ..engine.loop import Loop
+from ..engine.network import LOSS
+from ..engine.template import make_module
+from ..interop.modules import for_evaluation, to_module
 
 
 @attrs.frozen(eq=False, repr=False)

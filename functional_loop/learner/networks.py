@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..record import did_you_mean
+from ..core.record import did_you_mean
 
 SHAPE = ("n_features", "n_outputs", "input_shape")
 """What a function that makes a network may ask for."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from sklearn.base import BaseEstimator
 
-from ..record import did_you_mean
+from ..core.record import did_you_mean
 from . import parts
 
 _PARTS = ("network", "loss", "optimizer")

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from ..callbacks.callback_set import CallbackSet
-from ..callbacks.descriptor import TorchCallback
-from ..callbacks.dictionary import as_torch_callback
-from ..optimizers import Optimizer, optimizer
-from ..record import did_you_mean
-from ..stages import Callback
+from ..callbacks.objects.callback_set import CallbackSet
+from ..callbacks.registry.descriptor import TorchCallback
+from ..callbacks.registry.dictionary import as_torch_callback
+from ..core.callback import Callback
+from ..core.record import did_you_mean
+from ..optim.optimizer import Optimizer, optimizer
 from .arrays import as_python
 from .networks import SHAPE
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ..disk import checkpoint_file
-from ..errors import StateDictError, loading
+from ..checkpoint import file as checkpoint_file
+from ..core.errors import StateDictError, loading
 from .assembly import as_device
 from .model import TrainedModel
 from .networks import network_for

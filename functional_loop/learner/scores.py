@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..context import first_output
-from ..measures import Measure, measure
-from ..record import did_you_mean
+from ..core.context import first_output
+from ..core.measures import Measure, measure
+from ..core.record import did_you_mean
 
 
 def _mean_over_rows(id: str, sum_of: Callable[[Tensor, Tensor], Tensor], minimize: bool) -> Measure:

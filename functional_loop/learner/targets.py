@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import StateDictError
+from ..core.errors import StateDictError
 from .arrays import as_tensor
 
 

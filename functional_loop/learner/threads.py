@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import region
+from ..core.errors import region
 from .arrays import checked_integer
 
 

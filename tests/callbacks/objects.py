@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.objects.callback_set import CallbackSet
 
 
 class CallbackSetCounter(CallbackSet):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.descriptor import TorchCallback
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.registry.descriptor import TorchCallback
 from tests.callbacks.objects import CallbackSetBatches, CallbackSetCounter, digests, doing, watching
 from tests.sample_loops import full_loop, make_loop
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import functional_loop as fl
 from functional_loop.callbacks import as_lr_scheduler, t_clbk, torch_callbacks
-from functional_loop.callbacks.lr_schedulers import lr_exponential, lr_step
+from functional_loop.callbacks.schedules.lr_schedulers import lr_exponential, lr_step
 from tests.made_with import X, Y, ce
 
 GIVEN: dict[str, dict[str, Any]] = {

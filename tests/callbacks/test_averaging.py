@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import functional_loop as fl
-from functional_loop.callbacks.averaging import averaged, ema, swa
-from functional_loop.callbacks.early_stopping import early_stopping
-from functional_loop.callbacks.windows import updates
+from functional_loop.callbacks.control.early_stopping import early_stopping
+from functional_loop.callbacks.gradients.averaging import averaged, ema, swa
+from functional_loop.callbacks.gradients.windows import updates
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import full_loop, make_loop, same_bits
 from tests.strategies import examples

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop.callbacks.build import callback_set, torch_callback
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.descriptor import TorchCallback
-from functional_loop.callbacks.param_set import Param, ParamSet
+from functional_loop.callbacks.objects.build import callback_set, torch_callback
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.registry.descriptor import TorchCallback
+from functional_loop.callbacks.registry.param_set import Param, ParamSet
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import CallbackSetBatches, digests
 from tests.sample_loops import full_loop, make_loop

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.descriptor import TorchCallback
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.registry.descriptor import TorchCallback
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import CallbackSetBatches, CallbackSetCounter, doing, watching
 from tests.sample_loops import full_loop, make_loop, raising, recorder
@@ -434,7 +434,7 @@ import sys, warnings
 sys.modules["numpy"] = None
 warnings.simplefilter("ignore")
 import torch, functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.objects.callback_set import CallbackSet
 class CallbackSetHalving(CallbackSet):
     def on_batch_end(self):
         self.ctx.optimizer.param_groups[0]["lr"] *= 0.5

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
-from functional_loop.callbacks.lambda_callback import lambda_callback
+from functional_loop.callbacks.control.checkpoint import CallbackSetCheckpoint
+from functional_loop.callbacks.objects.lambda_callback import lambda_callback
 from tests.callbacks.laws import resumes_everywhere, survives_the_store
 from tests.sample_loops import counter, full_loop, mean_absolute, raising
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 import functional_loop as fl
-from functional_loop.callbacks.clipping import clip_grad_norm, clip_grad_value
+from functional_loop.callbacks.gradients.clipping import clip_grad_norm, clip_grad_value
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import epoch_of, full_loop, make_loop, same_bits
 from tests.strategies import examples

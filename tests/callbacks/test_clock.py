@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from functional_loop.callbacks import clock
-from functional_loop.callbacks.clock import Stopwatch, in_words, seconds_of
+from functional_loop.callbacks.logs import clock
+from functional_loop.callbacks.logs.clock import Stopwatch, in_words, seconds_of
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.descriptor import TorchCallback, describe
-from functional_loop.callbacks.history import history
-from functional_loop.callbacks.packages import require, what_installs
-from functional_loop.callbacks.param_set import Param, ParamSet
+from functional_loop.callbacks.logs.history import history
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.registry.descriptor import TorchCallback, describe
+from functional_loop.callbacks.registry.packages import require, what_installs
+from functional_loop.callbacks.registry.param_set import Param, ParamSet
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import CallbackSetBatches, digests
 from tests.sample_loops import counter, full_loop, make_loop

@@ -12,9 +12,10 @@ import pytest
 
 import functional_loop as fl
 from functional_loop import callbacks
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.descriptor import TorchCallback
-from functional_loop.callbacks.dictionary import (
+from functional_loop.callbacks.logs.history import history
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.registry.descriptor import TorchCallback
+from functional_loop.callbacks.registry.dictionary import (
     GROUP,
     CallbackDictionary,
     as_torch_callback,
@@ -23,7 +24,6 @@ from functional_loop.callbacks.dictionary import (
     t_clbks,
     torch_callbacks,
 )
-from functional_loop.callbacks.history import history
 from tests.callbacks.objects import CallbackSetBatches
 from tests.sample_loops import counter, make_loop
 
@@ -115,7 +115,7 @@ def test_a_wrong_key_suggests_the_right_one() -> None:
 
 
 def test_looking_up_with_values_id_and_weight(monkeypatch: pytest.MonkeyPatch, dictionary: CallbackDictionary) -> None:
-    monkeypatch.setattr("functional_loop.callbacks.dictionary.torch_callbacks", dictionary)
+    monkeypatch.setattr("functional_loop.callbacks.registry.dictionary.torch_callbacks", dictionary)
     dictionary.add("keeping", CallbackSetKeeping)
     made = t_clbk("keeping", id="second", weight=3, path="a", keep=5)
     assert (made.id, made.weight, made.values) == ("second", 3, {"path": "a", "keep": 5})

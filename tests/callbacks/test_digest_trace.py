@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.bits import bits
 from functional_loop.callbacks import digest_trace, ema, first_parting, lr_step, t_clbk
-from functional_loop.callbacks.digest_trace import _checksum
+from functional_loop.callbacks.logs.digest_trace import _checksum
+from functional_loop.core.bits import bits
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import full_loop, make_loop
 

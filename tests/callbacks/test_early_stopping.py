@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.callbacks.early_stopping import early_stopping
+from functional_loop.callbacks.control.early_stopping import early_stopping
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import data, full_loop, make_loop, mean_absolute
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.objects.callback_set import CallbackSet
 from tests.callbacks.objects import digests, doing
 from tests.sample_loops import data, full_loop, make_loop
 

@@ -7,7 +7,7 @@ import torch
 
 import functional_loop as fl
 from functional_loop.callbacks import history
-from functional_loop.callbacks.history import to_frame
+from functional_loop.callbacks.logs.history import to_frame
 
 
 def make_loop(**options: object) -> fl.Loop:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop.callbacks.lambda_callback import lambda_callback
+from functional_loop.callbacks.objects.lambda_callback import lambda_callback
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, full_loop, make_loop
 

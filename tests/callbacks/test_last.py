@@ -10,7 +10,7 @@ import pytest
 
 import functional_loop as fl
 from functional_loop.callbacks import CallbackSet, t_clbk
-from functional_loop.callbacks.checkpoint import CallbackSetCheckpoint
+from functional_loop.callbacks.control.checkpoint import CallbackSetCheckpoint
 from tests.callbacks.objects import doing
 from tests.sample_loops import full_loop, make_loop
 

@@ -8,12 +8,18 @@ import pytest
 from torch.optim import lr_scheduler as torchs
 
 import functional_loop as fl
-from functional_loop.callbacks.dictionary import t_clbk
-from functional_loop.callbacks.lr_composed import lr_chained, lr_sequential
-from functional_loop.callbacks.lr_custom import lr_lambda
-from functional_loop.callbacks.lr_cycles import lr_cyclic, lr_one_cycle
-from functional_loop.callbacks.lr_plateau import lr_reduce_on_plateau
-from functional_loop.callbacks.lr_schedulers import lr_constant, lr_exponential, lr_linear, lr_multi_step, lr_step
+from functional_loop.callbacks.registry.dictionary import t_clbk
+from functional_loop.callbacks.schedules.lr_composed import lr_chained, lr_sequential
+from functional_loop.callbacks.schedules.lr_custom import lr_lambda
+from functional_loop.callbacks.schedules.lr_cycles import lr_cyclic, lr_one_cycle
+from functional_loop.callbacks.schedules.lr_plateau import lr_reduce_on_plateau
+from functional_loop.callbacks.schedules.lr_schedulers import (
+    lr_constant,
+    lr_exponential,
+    lr_linear,
+    lr_multi_step,
+    lr_step,
+)
 from tests.callbacks.laws import holds_for
 from tests.callbacks.torch_schedules import OPTIMIZERS, loop_of, same_as_torch
 from tests.sample_loops import counter, full_loop

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torchs
 
 import functional_loop as fl
-from functional_loop.callbacks.lr_custom import as_lr_scheduler, lr_lambda, lr_multiplicative
+from functional_loop.callbacks.schedules.lr_custom import as_lr_scheduler, lr_lambda, lr_multiplicative
 from tests.callbacks.laws import holds_for
 from tests.callbacks.torch_schedules import OPTIMIZERS, loop_of, rates, same_as_torch
 from tests.sample_loops import full_loop

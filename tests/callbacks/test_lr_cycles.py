@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 import functional_loop as fl
-from functional_loop.callbacks.lr_cycles import lr_cyclic, lr_one_cycle
+from functional_loop.callbacks.schedules.lr_cycles import lr_cyclic, lr_one_cycle
 from tests.callbacks.laws import holds_for
 from tests.callbacks.torch_schedules import OPTIMIZERS, loop_of, rates, same_as_torch
 from tests.sample_loops import data, full_loop

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 import functional_loop as fl
-from functional_loop.callbacks.lr_plateau import lr_reduce_on_plateau
+from functional_loop.callbacks.schedules.lr_plateau import lr_reduce_on_plateau
 from tests.callbacks.laws import holds_for
 from tests.callbacks.torch_schedules import GROUPS, rates
 from tests.sample_loops import data, full_loop, make_loop, mean_absolute

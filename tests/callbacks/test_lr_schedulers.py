@@ -9,7 +9,7 @@ import pytest
 from torch.optim import lr_scheduler
 
 import functional_loop as fl
-from functional_loop.callbacks.lr_schedulers import (
+from functional_loop.callbacks.schedules.lr_schedulers import (
     lr_constant,
     lr_cosine_annealing,
     lr_exponential,

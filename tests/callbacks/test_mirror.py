@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.objects.callback_set import CallbackSet
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import digests, doing, watching
 from tests.loops import OPTIMIZERS

@@ -10,9 +10,9 @@ import torch
 from torch.nn.utils import get_total_norm
 
 import functional_loop as fl
-from functional_loop.callbacks.clipping import clip_grad_norm
-from functional_loop.callbacks.monitors import grad_norm, param_norm
-from functional_loop.callbacks.windows import updates
+from functional_loop.callbacks.gradients.clipping import clip_grad_norm
+from functional_loop.callbacks.gradients.monitors import grad_norm, param_norm
+from functional_loop.callbacks.gradients.windows import updates
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import full_loop, make_loop
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.param_set import REQUIRED, Param, ParamSet, Values, fits, params_of
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.registry.param_set import REQUIRED, Param, ParamSet, Values, fits, params_of
 
 if TYPE_CHECKING:
     from somewhere import Something  # type: ignore[import-not-found]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
+from functional_loop.callbacks.objects.callback_set import CallbackSet
 from tests.callbacks.laws import holds_for
 from tests.callbacks.objects import CallbackSetBatches, digests, doing
 from tests.sample_loops import counter, make_loop

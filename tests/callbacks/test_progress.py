@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop.callbacks import clock, displays
-from functional_loop.callbacks.displays import describe_place, share_done
-from functional_loop.callbacks.progress import CallbackSetProgress
+from functional_loop.callbacks.logs import clock, displays
+from functional_loop.callbacks.logs.displays import describe_place, share_done
+from functional_loop.callbacks.logs.progress import CallbackSetProgress
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, data, full_loop, make_loop, raising
 

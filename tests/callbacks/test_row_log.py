@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 import functional_loop as fl
 from functional_loop.callbacks import history, rollback
-from functional_loop.callbacks.csv_log import CallbackSetCSVLog
-from functional_loop.callbacks.json_log import CallbackSetJSONLog
-from functional_loop.callbacks.row_log import CallbackSetRowLog
+from functional_loop.callbacks.logs.csv_log import CallbackSetCSVLog
+from functional_loop.callbacks.logs.json_log import CallbackSetJSONLog
+from functional_loop.callbacks.logs.row_log import CallbackSetRowLog
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, full_loop, make_loop, raising
 from tests.strategies import examples

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.callbacks.schedule import StandIn, from_plain, to_plain
-from functional_loop.plain import check_plain
+from functional_loop.callbacks.schedules.schedule import StandIn, from_plain, to_plain
+from functional_loop.core.plain import check_plain
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.just(max)
 KEYS = st.text(max_size=3) | st.integers()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 import functional_loop as fl
-from functional_loop.callbacks.tb import CallbackSetTB
+from functional_loop.callbacks.logs.tb import CallbackSetTB
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, full_loop, raising
 from tests.strategies import examples
@@ -198,7 +198,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 
 def test_nothing_is_imported_before_training() -> None:
-    program = "import sys; from functional_loop.callbacks.tb import CallbackSetTB; CallbackSetTB('x')\n"
+    program = "import sys; from functional_loop.callbacks.logs.tb import CallbackSetTB; CallbackSetTB('x')\n"
     program += "assert not any(name.startswith('tensorboard') for name in sys.modules)"
     assert os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", program) == 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import functional_loop as fl
-from functional_loop.callbacks.terminate_on_nan import terminate_on_nan
+from functional_loop.callbacks.control.terminate_on_nan import terminate_on_nan
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import data, full_loop, make_loop
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import functional_loop as fl
-from functional_loop.callbacks import clock
-from functional_loop.callbacks.throughput import CallbackSetThroughput
+from functional_loop.callbacks.logs import clock
+from functional_loop.callbacks.logs.throughput import CallbackSetThroughput
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import ROWS, full_loop
 

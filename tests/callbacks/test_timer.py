@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import functional_loop as fl
-from functional_loop.callbacks import clock
-from functional_loop.callbacks.timer import CallbackSetTimer
+from functional_loop.callbacks.control.timer import CallbackSetTimer
+from functional_loop.callbacks.logs import clock
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import counter, full_loop
 

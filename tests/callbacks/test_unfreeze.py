@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.callbacks.rollback import rollback
-from functional_loop.callbacks.unfreeze import unfreeze
-from functional_loop.template import template
+from functional_loop.callbacks.control.rollback import rollback
+from functional_loop.callbacks.gradients.unfreeze import unfreeze
+from functional_loop.engine.template import template
 from tests.callbacks.laws import holds_for
 from tests.sample_loops import epoch_of, full_loop, make_loop, same_bits
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import functional_loop as fl
-from functional_loop.callbacks.callback_set import CallbackSet
-from functional_loop.callbacks.view import FIELDS, ContextView
+from functional_loop.callbacks.objects.callback_set import CallbackSet
+from functional_loop.callbacks.objects.view import FIELDS, ContextView
 from tests.callbacks.objects import CallbackSetBatches, digests, doing, watching
 from tests.sample_loops import counter, full_loop, make_loop
 

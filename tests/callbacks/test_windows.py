@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import functional_loop as fl
-from functional_loop.callbacks.windows import updates
+from functional_loop.callbacks.gradients.windows import updates
 from tests.sample_loops import make_loop, recorder
 
 

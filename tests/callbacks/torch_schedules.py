@@ -9,8 +9,8 @@ import attrs
 import torch
 
 import functional_loop as fl
-from functional_loop.borrowed import numbers_of
-from functional_loop.callbacks.windows import updates
+from functional_loop.callbacks.gradients.windows import updates
+from functional_loop.optim.torch_update import numbers_of
 from tests.sample_loops import epoch_of, make_loop, same_bits
 
 GROUPS = [{"params": "*.bias", "lr": 0.3}, {"params": "1.*", "lr": 0.02}]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import functional_loop as fl
-from functional_loop.stages import BOUNDARIES
+from functional_loop.core.stages import BOUNDARIES
 from tests.hooks import CALLBACKS
 from tests.loops import MEASURES, SOURCES, Spec
 from tests.strategies import boundaries, examples, seeds, specs

@@ -30,7 +30,7 @@ from torch.utils import dlpack
 
 import functional_loop as fl
 from functional_loop.callbacks import ema
-from functional_loop.fast import mover
+from functional_loop.optim import mover
 from tests.sample_loops import data, mean_absolute
 
 pytestmark = pytest.mark.filterwarnings("ignore:resuming in mid-epoch reads", "ignore:TypedStorage is deprecated")

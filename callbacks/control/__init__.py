@@ -1,0 +1,1 @@
+"""Callbacks that save, stop or go back: checkpoints, early stopping, signals, rollback."""

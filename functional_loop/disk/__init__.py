@@ -1,1 +1,0 @@
-"""Files that last: checkpoints, the folders that they are in, and who may write there."""

@@ -1,1 +1,0 @@
-"""What makes a step fast: kernels and memory of updates, stretches of batches, compiled graphs."""

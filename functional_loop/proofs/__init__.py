@@ -1,1 +1,0 @@
-"""What proves a run: replay, bisection, differences, and the purity of hooks."""
