@@ -247,7 +247,7 @@ def test_an_interrupt_at_any_line_leaves_a_boundary(name: str) -> None:
     end = fl.digest(fl.train(start))
     # Not seeding.py: between the body of a with statement and its end, where a lock would stay taken, no signal comes,
     # but a trace function may raise.
-    rooms = ("carry", "torch_carry", "stretch", "in_place", "mover", "kernels", "step", "network", "borrowed", "solo")
+    rooms = ("carry", "torch_carry", "span", "in_place", "mover", "kernels", "step", "network", "borrowed", "solo")
     files = tuple(f"/{room}.py" for room in rooms)
     at = 0
     while (error := _interrupted(start, files, at)) is not None:

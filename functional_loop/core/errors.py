@@ -192,7 +192,7 @@ def _stop_iteration_in(error: BaseException | None) -> StopIteration | None:
         return None
     # The frame that it left last is the first of its traceback.
     name = str(stop.__traceback__.tb_frame.f_globals.get("__name__"))
-    return stop if name.startswith(f"{__package__}.") else None
+    return stop if name.partition(".")[0] == __name__.partition(".")[0] else None
 
 
 def attach_context(error: BaseException, ctx: object) -> None:
