@@ -9,7 +9,7 @@ import torch
 
 import functional_loop as fl
 from functional_loop.callbacks import ema
-from tests.test_stretch import OPTIMIZERS, loop_of
+from tests.test_span import OPTIMIZERS, loop_of
 
 
 def started(name: str, **more: object) -> tuple[fl.Context, list[fl.Batch]]:

@@ -17,7 +17,7 @@ from functional_loop.core.errors import StateDictError
 from functional_loop.core.record import leaves_with_paths, tree_equal
 from functional_loop.optim import optimizer as optimizers
 from functional_loop.optim.fast_update import fast_update
-from functional_loop.optim.torch_update import Borrowed, copied
+from functional_loop.optim.torch_update import TorchUpdate, copied
 
 SHAPES = {"0.weight": (5, 3), "0.bias": (5,), "2.weight": (2, 5), "2.bias": (2,), "scale": ()}
 MATRICES = {"0.weight": (5, 3), "2.weight": (2, 5)}
@@ -527,7 +527,7 @@ def test_whatever_a_hook_replaces_is_used_or_refused(change, cls, form):
         hyperparameters["momentum"] = 0.9
     opt = optimizers.optimizer(cls, **hyperparameters)
     update, state = opt.updater(params), opt.init(params)
-    generic = Borrowed(opt.to_torch(copied(params), state), [list(params)], False)
+    generic = TorchUpdate(opt.to_torch(copied(params), state), [list(params)], False)
     for step, grads in enumerate(gradients(steps=8)):
         if step == 5:
             grads, state, params = CHANGES[change](grads, state, params, SLOT[cls.__name__])
@@ -761,7 +761,7 @@ def test_kernels_have_the_bits_of_the_generic_update(run):
     instance = opt.to_torch(copied(params), opt.init(params))
     groups = [{k: v for k, v in instance.param_groups[0].items() if k != "params"}]
     fast = fast_update(cls, names, groups, params, generic=None)
-    generic = Borrowed(instance, names, False)
+    generic = TorchUpdate(instance, names, False)
     params, state = generic(tensors(shapes, seed + 1), opt.init(params), params)
     for i in range(2, 5):
         grads = tensors(shapes, seed + i)

@@ -1,4 +1,4 @@
-"""A stretch of batches by one compiled graph: what came out of it goes into it again."""
+"""A span of batches by one compiled graph: what came out of it goes into it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..core.batch import Batch
 from ..core.context import Context
 from ..core.rng import fold_in
-from ..engine.span import Stretch, is_unobserved
+from ..engine.span import Span, is_unobserved
 from ..engine.step import StepInputs, Tensors
 from .program import CompiledStep, Ran
 
@@ -26,7 +26,7 @@ class _Place(NamedTuple):
     batches: int
 
 
-class CompiledStretch(Stretch):
+class CompiledSpan(Span):
     """Trains by `CompiledStep.run_on`, which looks up nothing by name."""
 
     def __init__(self, step: CompiledStep, ctx: Context) -> None:

@@ -14,7 +14,7 @@ from ..core.context import Context
 from ..core.rng import fold_in
 from ..data.reader import Item
 from ..optim.torch_carry import carry_of
-from .span import Stretch, is_unobserved
+from .span import Span, is_unobserved
 from .step import Differentiated, Step, Tensors
 
 
@@ -28,7 +28,7 @@ class _Place(NamedTuple):
     batches: int
 
 
-class InPlaceStretch(Stretch):
+class InPlaceSpan(Span):
     """Trains on copies of the tensors of a context, which leave it when nothing is written to them any more."""
 
     def __init__(self, step: Step, ctx: Context) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..compile.program import CompiledStep
-from ..compile.span import CompiledStretch
+from ..compile.span import CompiledSpan
 from ..core import measures
 from ..core.batch import Batch
 from ..core.beside import beside
@@ -22,9 +22,9 @@ from .batch import Again, BatchProgram, Chosen
 from .donation import give_back, take
 from .exit import run_exit, run_resume
 from .hooks import place_of
-from .in_place import InPlaceStretch
+from .in_place import InPlaceSpan
 from .loop import Loop
-from .span import Stretch
+from .span import Span
 from .step import Gradients, Step, StepInputs
 
 
@@ -35,8 +35,8 @@ class SoloProgram(BatchProgram):
 
     def __init__(self, ctx: Context) -> None:
         super().__init__(ctx)
-        self._span: Stretch | None = None
-        self._spans: type[Stretch] | None = None
+        self._span: Span | None = None
+        self._spans: type[Span] | None = None
         self._strayed = False
 
     def open(self) -> SoloProgram:
@@ -112,11 +112,11 @@ class SoloProgram(BatchProgram):
     def use_up(self, item: Item) -> Context:
         """`train_batch` of the live context, whose tensors are let go of while they are copied; see `take`."""
         ctx = self.live
-        if not InPlaceStretch.can_train(self._step, ctx):
+        if not InPlaceSpan.can_train(self._step, ctx):
             made = self.train_batch(ctx, item, probe=True)
             take(ctx)
             return made
-        span = InPlaceStretch(self._step, take(ctx))
+        span = InPlaceSpan(self._step, take(ctx))
         try:
             span.run(iter([item, None]).__next__, math.inf)
         except BaseException:
@@ -148,13 +148,13 @@ class SoloProgram(BatchProgram):
         with noting(lambda: f"while reading the training data ({place_of(ctx, step=1 + len(reader.ahead))})"):
             return reader.take_before(ctx.global_step + 1, self.loop.skipped(ctx.callbacks))
 
-    def _kind_of_span(self) -> type[Stretch] | None:
-        if InPlaceStretch.can_train(self._step, self.live):
-            return InPlaceStretch
-        compiled = isinstance(self._step, CompiledStep) and CompiledStretch.can_train(self._step, self.live)
-        return CompiledStretch if compiled else None
+    def _kind_of_span(self) -> type[Span] | None:
+        if InPlaceSpan.can_train(self._step, self.live):
+            return InPlaceSpan
+        compiled = isinstance(self._step, CompiledStep) and CompiledSpan.can_train(self._step, self.live)
+        return CompiledSpan if compiled else None
 
-    def _train_span(self, kind: type[Stretch], reader: Reader, stop: float) -> bool:
+    def _train_span(self, kind: type[Span], reader: Reader, stop: float) -> bool:
         if reader.ended:
             return False
         self._span = kind(self._step, self.live)

@@ -19,7 +19,7 @@ from ..data.reader import Item
 from .step import Step
 
 
-class Stretch(ABC):
+class Span(ABC):
     """Trains batch after batch from a context on.
 
     At any time, also after an error or an interrupt in the middle of a step, `context` is the boundary after the last
@@ -80,7 +80,7 @@ class Stretch(ABC):
         return {**running, "train": measures.accumulate(chosen, running["train"], y_hats, batch.y, batch.x, loss)}
 
     def _own(self, made: Any) -> Any:
-        """What the network or the loss made, without its graph, and in memory that the stretch does not write to."""
+        """What the network or the loss made, without its graph, and in memory that the span does not write to."""
         if not isinstance(made, Tensor):
             return made
         made = made.detach()
@@ -91,7 +91,7 @@ class Stretch(ABC):
 
 
 def is_unobserved(ctx: Context) -> bool:
-    """Whether the batches after ``ctx`` can be a stretch: no hook looks, none is skipped, each is a step."""
+    """Whether the batches after ``ctx`` can be a span: no hook looks, none is skipped, each is a step."""
     loop = ctx.loop
     return (
         loop.accumulate == 1

@@ -14,7 +14,7 @@ from .buckets import Buckets
 from .kernels import KERNELS, Column, Columns, Group, Kernel, Shared, Write, copied_counters
 from .layouts import Layout, fit, is_contiguous, layout
 from .mover import Mover
-from .torch_update import Borrowed, Closure, State, Tensors
+from .torch_update import Closure, State, Tensors, TorchUpdate
 
 
 @attrs.define(eq=False)
@@ -27,7 +27,7 @@ class FastUpdate:
     """
 
     groups: Sequence[FastGroup]
-    generic: Borrowed
+    generic: TorchUpdate
     # Made once, since it costs as much as the arithmetic of a small tensor.
     no_grad: torch.no_grad = attrs.field(factory=torch.no_grad, init=False)
 
@@ -166,7 +166,7 @@ def fast_update(
     names: Sequence[Sequence[str]],
     groups: Sequence[Group],
     params: Tensors,
-    generic: Borrowed,
+    generic: TorchUpdate,
 ) -> FastUpdate | None:
     """The update by kernels for parameters like ``params``, or ``None`` where there is none.
 

@@ -16,10 +16,10 @@ from ..core.patterns import Patterns, check_patterns, select
 from ..core.record import did_you_mean
 from .fast_update import fast_update
 from .torch_update import (
-    Borrowed,
     Closure,
     State,
     Tensors,
+    TorchUpdate,
     Updater,
     copied,
     fill,
@@ -191,7 +191,7 @@ class Optimizer:
         It holds a private instance of the class, and so must not be called from two threads at once.
         """
         names, instance = self.group_names(params), self._instance(self._own(params))
-        generic = Borrowed(instance, names, self.needs_closure)
+        generic = TorchUpdate(instance, names, self.needs_closure)
         groups = list(map(without_params, instance.param_groups))
         return fast_update(self.cls, names, groups, params, generic) or generic
 

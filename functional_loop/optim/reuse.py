@@ -1,4 +1,4 @@
-"""Pages: memory of large tensors, which is used again once nothing can see what was in it."""
+"""Double buffering: the memory of a context that nothing references any more is used again for a later one."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from ..core.copies import clone_tree
 from .carry import Carry, FastCarry, in_one_go
 from .fast_update import FastUpdate
 from .kernels import Write
-from .torch_update import Borrowed, State, Tensors, copied, without_params
+from .torch_update import State, Tensors, TorchUpdate, copied, without_params
 
 _is_sparse = attrgetter("is_sparse")
 
@@ -36,14 +36,14 @@ class _Saved(NamedTuple):
 
 
 class TorchCarry(Carry):
-    """Lets the private instance of a `Borrowed` update keep its tensors from step to step.
+    """Steps the private instance of a `TorchUpdate` in place: it keeps its tensors from step to step.
 
     A step of Python code can be interrupted or fail half-way, so that all is copied before it; a copy of some tensors
     into memory that is there costs little beside the Python of a step.
     """
 
-    def __init__(self, borrowed: Borrowed, params: Tensors, state: State, trainable: tuple[str, ...]) -> None:
-        self._borrowed, self._trainable = borrowed, trainable
+    def __init__(self, update: TorchUpdate, params: Tensors, state: State, trainable: tuple[str, ...]) -> None:
+        self._update, self._trainable = update, trainable
         self._order = list(params)
         self._params: Tensors
         """Those that the instance has not."""
@@ -71,18 +71,18 @@ class TorchCarry(Carry):
         saved = self._saved if self._is_saved[0] else None
         held = list(self._own.values()) if saved is None else saved.tensors
         params = self._params | {name: value.detach() for name, value in zip(self._own, held)}
-        slots = self._borrowed.slots_of(self._own) if saved is None else self._saved_slots(saved)
-        groups = self._borrowed.groups_of(self._borrowed.instance.param_groups if saved is None else saved.groups)
+        slots = self._update.slots_of(self._own) if saved is None else self._saved_slots(saved)
+        groups = self._update.groups_of(self._update.instance.param_groups if saved is None else saved.groups)
         return {name: params[name] for name in self._order}, {"groups": groups, "slots": self._state["slots"] | slots}
 
     def step(self, grads: Sequence[Tensor | None], then: Write) -> bool:
         found = {name: grad for name, grad in zip(self._trainable, grads) if grad is not None}
         sparse = any(map(_is_sparse, found.values()))
-        if sparse or not self._borrowed.is_probed or found.keys() != self._own.keys():
+        if sparse or not self._update.is_probed or found.keys() != self._own.keys():
             return self._step_out_of_place(found, then)
         with torch.no_grad():
             self._save([found[name] for name in self._own])
-        self._borrowed.instance.step()
+        self._update.instance.step()
         in_one_go([partial(setitem, self._is_saved, 0, False), then])
         return False
 
@@ -90,10 +90,10 @@ class TorchCarry(Carry):
         """A step on copies, other copies of which the instance keeps after it."""
         params, state = self.tensors()
         self._put(params, state)
-        params, state = self._borrowed(grads, state, params)
+        params, state = self._update(grads, state, params)
         in_one_go([self._putting(params, state), then])
-        if self._borrowed.is_probed:
-            own = self._borrowed.lend(grads, state, params)
+        if self._update.is_probed:
+            own = self._update.lend(grads, state, params)
             # Some kernels write to gradients.
             self._grads = [torch.empty_like(param) for param in own.values()]
             self._own = own
@@ -113,7 +113,7 @@ class TorchCarry(Carry):
 
     def _save(self, grads: list[Tensor]) -> None:
         """Copy all that a step writes to, and give the instance copies of the gradients."""
-        instance = self._borrowed.instance
+        instance = self._update.instance
         self._is_saved[0] = False
         own, states = self._own.values(), instance.state.values()
         values = (*map(dict.values, states), *map(dict.values, instance.param_groups))
@@ -121,7 +121,7 @@ class TorchCarry(Carry):
         if saved is not None and saved.is_plain and len(held) == len(saved.held) and all(map(is_, held, saved.held)):
             torch._foreach_copy_([*saved.tensors, *self._grads], [*saved.live, *grads])
         else:
-            slots = self._borrowed.slots_of(self._own)
+            slots = self._update.slots_of(self._own)
             live = [*own, *(v for each in slots.values() for v in each.values() if isinstance(v, Tensor))]
             groups = [copied(without_params(group)) for group in instance.param_groups]
             is_plain = not any(isinstance(v, (Tensor, list, dict)) for group in groups for v in group.values())

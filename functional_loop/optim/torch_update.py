@@ -1,4 +1,4 @@
-"""A pure `torch.optim` instance: it is lent copies of parameters and state, steps, and gives them back."""
+"""Any `torch.optim` class as a pure update: a private instance steps on copies."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Updater(Protocol):
         """Let go of the tensors of the last update."""
 
 
-class Borrowed:
+class TorchUpdate:
     """The update of any optimizer class as a pure function, by means of one private instance.
 
-    The instance keeps no tensor between two updates. What a step adds to the groups, or changes in them, is part of the
+    The instance keeps no tensor between two updates, unless a `TorchCarry` lets it. What a step adds to the groups, or changes in them, is part of the
     state; a class that keeps anything elsewhere is refused at its first step.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import functional_loop as fl
 from functional_loop.callbacks import ema
-from functional_loop.engine.in_place import InPlaceStretch
+from functional_loop.engine.in_place import InPlaceSpan
 from functional_loop.engine.solo import borrow_step
 
 F = nn.functional
@@ -321,5 +321,5 @@ def test_hooks_of_a_batch_see_every_batch(stage: str) -> None:
     ctx = fl.train(fl.init(loop))
     assert seen == list(range(1, ctx.global_step + 1))
     step = borrow_step(loop)
-    assert not InPlaceStretch.can_train(step, ctx)
-    assert InPlaceStretch.can_train(step, fl.init(loop_of("fused AdamW")))
+    assert not InPlaceSpan.can_train(step, ctx)
+    assert InPlaceSpan.can_train(step, fl.init(loop_of("fused AdamW")))
