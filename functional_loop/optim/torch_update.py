@@ -32,8 +32,8 @@ class Updater(Protocol):
 class TorchUpdate:
     """The update of any optimizer class as a pure function, by means of one private instance.
 
-    The instance keeps no tensor between two updates, unless a `TorchCarry` lets it. What a step adds to the groups, or changes in them, is part of the
-    state; a class that keeps anything elsewhere is refused at its first step.
+    The instance keeps no tensor between two updates, unless a `TorchCarry` lets it. What a step adds to the groups, or
+    changes in them, is part of the state; a class that keeps anything elsewhere is refused at its first step.
 
     Args:
         instance: the private optimizer; its groups hold the parameters of ``groups`` in that order.
