@@ -224,7 +224,9 @@ def test_memory_of_a_context_is_let_go_of_as_it_is_copied(name: str) -> None:
             return {}
 
     begun = fl.train(fl.init(loop_of(name)), steps=2)
-    ctx = fl.evolve(begun, loop=fl.evolve(begun.loop, train=Source()), epoch=1, step=0)
+    ctx = fl.evolve(
+        begun, loop=fl.evolve(begun.loop, train=Source()), epoch=1, step=0, global_step=0, stage="epoch_begin"
+    )
     tensors = [*(ctx.params[n] for n in ctx.trainable), *slots_of(ctx)]
     held = [weakref.ref(tensor) for tensor in tensors]
     del begun, tensors

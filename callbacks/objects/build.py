@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any, TypeAlias
 
 from ...core.stages import STAGES
@@ -64,6 +65,10 @@ def callback_set(
     _check_methods(classname, namespace)
     if weight is not None:
         namespace["weight"] = weight
+    functions = [member for member in namespace.values() if isinstance(member, FunctionType)]
+    if functions:
+        # Of this module, it would pass for a class that ships.
+        namespace.setdefault("__module__", functions[0].__module__)
     return type(classname, (inherit,), namespace)
 
 

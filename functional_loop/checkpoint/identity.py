@@ -136,7 +136,9 @@ def _of_callback(callback: Callback, loop: Loop) -> dict[str, Any]:
     if callback.settings is not None:
         given: Mapping[str, Any] = callback.settings
     elif callback.source is not None and any(isinstance(hook, functools.partial) for hook in callback.hooks.values()):
-        own = settings_of(callback.source, known=[loop.network])
+        told = settings_of(callback.source, known=[loop.network])
+        # Of an object that was made without arguments there is the class alone.
+        own = told if isinstance(told, dict) else {}
         return {**{name: value for name, value in own.items() if name not in ("class", "id")}, **made}
     else:
         functions = {"init": callback.init, "skips": callback.skips, **callback.hooks}
