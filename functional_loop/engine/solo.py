@@ -77,9 +77,6 @@ class SoloProgram(BatchProgram):
     def scores(self, chosen: Chosen, running: Any) -> Any:
         return measures.scores(chosen, running)
 
-    def context(self) -> Context:
-        return self.live
-
     @property
     def live(self) -> Context:
         return super().live if self._span is None else self._span.context()
