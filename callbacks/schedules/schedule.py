@@ -15,6 +15,7 @@ from ...checkpoint.comparing import compare
 from ...core.callback import Callback, when
 from ...core.context import Context
 from ...core.errors import StateDictError, noting
+from ...core.plain import RESERVED
 from ...core.record import evolve, tree_map
 from ...engine.loop import Loop
 from ...optim.torch_update import copied, plain
@@ -133,7 +134,7 @@ def _as_in_torch(value: Any) -> Any:
 
 
 def to_plain(node: Any) -> Any:
-    """A state dict of torch as a plain tree: pairs for dicts whose keys are no strings, ``()`` for what can't be saved.
+    """A state dict of torch as a plain tree: pairs for dicts whose keys can't be saved, ``()`` for values that can't.
 
     >>> to_plain({"milestones": {3: 1}, "betas": (0.9, 0.99), "scale": max})
     {'milestones': [[3, 1]], 'betas': [0.9, 0.99], 'scale': ()}
@@ -141,7 +142,7 @@ def to_plain(node: Any) -> Any:
     if type(node) in _SCALARS:
         return node
     if isinstance(node, dict):
-        if all(isinstance(key, str) for key in node):
+        if all(isinstance(key, str) for key in node) and not (len(node) == 1 and set(node) <= set(RESERVED)):
             return {key: to_plain(value) for key, value in node.items()}
         return [[to_plain(key), to_plain(value)] for key, value in node.items()]
     if isinstance(node, (list, tuple)):

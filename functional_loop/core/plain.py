@@ -9,6 +9,8 @@ import torch
 _SCALARS = (int, float, bool, str, type(None))
 _TUPLE = "()"
 _SPARSE = "(sparse)"
+RESERVED = (_TUPLE, _SPARSE)
+"""Keys that no dict may have as its only one."""
 
 
 def check_plain(tree: Any, where: str) -> None:
@@ -40,7 +42,7 @@ def _unplain(node: Any, path: str) -> tuple[str, str] | None:
                 return f"{path}[{key!r}]", f"under a key of type {type(key).__name__}"
             if found := _unplain(value, f"{path}[{key!r}]"):
                 return found
-        reserved = [key for key in (_TUPLE, _SPARSE) if list(node) == [key]]
+        reserved = [key for key in RESERVED if list(node) == [key]]
         return (path, f"a dict of the reserved key {reserved[0]!r}") if reserved else None
     if type(node) is list:
         for i, value in enumerate(node):

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import functional_loop as fl
@@ -23,6 +23,8 @@ TREES = st.recursive(
 
 
 @given(TREES)
+@example({"()": None})
+@example({"(sparse)": {"()": 1}})
 def test_states_become_plain_and_come_back(tree: Any) -> None:
     plain = to_plain({"state": tree})
     check_plain(plain, "the state")
