@@ -2,9 +2,8 @@
 
 Each private function of torch or Python that makes a run faster has a public one in its place where it is missing. A
 row takes one away and compares whole runs: "ready" batches without hooks; "own" shuffled data and a pure hook at
-``batch_end``, so that every step makes a context; "large" the same with 4M parameters; "members" an ensemble of 8. A
-fallback may cost 1.3 times the usual path; without kernels of the optimizer, 1.05 times the loop by hand with the same
-flags.
+``batch_end``, so that every step makes a context; "members" an ensemble of 8. A fallback may cost 1.3 times the usual
+path; without kernels of the optimizer, 1.05 times the loop by hand with the same flags.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import functional_loop as fl
 from functional_loop.engine import step as step_module
@@ -31,17 +28,10 @@ from .report import Chart
 from .sources import own, ready
 from .step import LEARNING_RATE
 from .timing import Side, add_timing, compare
-from .workloads import WORKLOADS, Workload, table
+from .workloads import WORKLOADS
 
 CHART = Chart(("without",), ("median ratio",), "time of the fallback / usual path")
 MEMBERS = 8
-
-
-def large() -> nn.Module:
-    return nn.Sequential(nn.Linear(20, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 2))
-
-
-LARGE = Workload("MLP of 4M", large, lambda: table(256), F.cross_entropy, 32)
 
 
 @contextlib.contextmanager
@@ -101,14 +91,14 @@ def _ratios(times: Any) -> dict[str, Any]:
 
 def _runs(kind: str) -> Side:
     """One epoch of the small network."""
-    workload, seeds = LARGE if kind == "large" else WORKLOADS["mlp"], count()
+    workload, seeds = WORKLOADS["mlp"], count()
     loop = fl.Loop(
         workload.network(),
         workload.loss,
         fl.optimizer(torch.optim.AdamW, lr=LEARNING_RATE),
         (own if kind in ("own", "members") else ready)(workload).ours,
         epochs=1,
-        callbacks=[fl.Callback("idle", batch_end=lambda ctx: ctx)] if kind in ("own", "large") else [],
+        callbacks=[fl.Callback("idle", batch_end=lambda ctx: ctx)] if kind == "own" else [],
     )
 
     def prepared() -> Callable[[], object]:

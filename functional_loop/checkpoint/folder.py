@@ -10,7 +10,6 @@ from typing import Any
 
 import attrs
 
-from ..core.beside import found_beside
 from ..core.context import Context
 from ..core.errors import CheckpointError, StateDictError
 from ..core.patterns import Patterns
@@ -21,7 +20,7 @@ from .atomic import TEMPORARY
 from .comparing import Difference, refusal
 from .going_on import check_fit, reopened
 from .header import NewerFormatError
-from .identity import identity
+from .identity import identity, remembered_start
 from .migrations import VERSION, migrate_fingerprint
 from .state import load_state_dict
 
@@ -122,7 +121,7 @@ class Intact:
 
     def _check_start(self, ctx: Context, allow: Patterns) -> None:
         """Refuse a network made by a function that makes other values of the same seed on the same machine."""
-        made = found_beside(ctx.loop, f"start {ctx.seed}") if ctx.seed == self.seed else None
+        made = remembered_start(ctx) if ctx.seed == self.seed else None
         saved = self.start.get("values")
         if not self.start.get("made") or made in (None, saved):
             return

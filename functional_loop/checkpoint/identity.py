@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..compat import without_modes
 from ..core.batch import BatchSource
-from ..core.beside import beside
+from ..core.beside import beside, found_beside
 from ..core.callback import Callback
 from ..core.hashes import hash_of
 from ..core.measures import Measure
@@ -181,6 +181,17 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def remember_start(ctx: Context) -> None:
+    """Keep the hash of a context that `init` has made by a function given as network, beside its loop."""
+    beside(ctx.loop, f"start {ctx.seed}", lambda: hash_of_start(ctx))
+
+
+def remembered_start(ctx: Context) -> str | None:
+    """The hash of the start of this seed that the function given as network has made, if it has."""
+    made: str | None = found_beside(ctx.loop, f"start {ctx.seed}")
+    return made
 
 
 def hash_of_start(ctx: Context) -> str:

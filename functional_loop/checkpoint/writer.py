@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..core.beside import found_beside
 from ..core.context import Context
 from ..core.errors import CheckpointError, StateDictError
 from ..core.patterns import Patterns
@@ -18,7 +17,7 @@ from . import file as checkpoint_file
 from .comparing import check_allowed, compare_runs, refusal, unknown_differences
 from .digests import digest_of, durable
 from .folder import PLACE, Entry, delete, entries, newest_metadata, readable, signature
-from .identity import hash_of_start
+from .identity import hash_of_start, remembered_start
 from .lock import FolderLock
 from .migrations import migrate
 from .retention import Retention
@@ -176,7 +175,7 @@ def describe(ctx: Context, state: dict[str, Any], start: dict[str, Any] | None =
 def begun(ctx: Context) -> dict[str, Any]:
     """What is known of a start: a hash of its values, and whether they are those that the loop makes of the seed."""
     values = hash_of_start(ctx)
-    return {"values": values, "made": ctx.ensemble is None and found_beside(ctx.loop, f"start {ctx.seed}") == values}
+    return {"values": values, "made": ctx.ensemble is None and remembered_start(ctx) == values}
 
 
 def _started(metadata: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

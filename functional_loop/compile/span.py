@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..core.batch import Batch
 from ..core.context import Context
-from ..core.rng import fold_in
+from ..core.rng import step_seed
 from ..engine.span import Span, is_unobserved
 from ..engine.step import StepInputs, Tensors
 from .program import CompiledStep, Ran
@@ -51,7 +51,7 @@ class CompiledSpan(Span):
     def _train(self, batch: Batch, data: Any, probe: bool) -> None:
         self._doing = "in the compiled step, between 'batch_begin' and 'batch_end'"
         place, start = self._place, self._start
-        seed = fold_in(start.seed, "step", start.global_step + place.batches + 1)
+        seed = step_seed(start.seed, start.global_step + place.batches + 1)
         ran = self._compiled.run_on(place.ran, batch, place.optimizer_state, seed) if place.ran is not None else None
         params, buffers, optimizer_state = place.params, place.buffers, place.optimizer_state
         if ran is None:

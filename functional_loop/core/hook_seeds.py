@@ -23,6 +23,8 @@ BATCH_STAGES: dict[Kind, tuple[str, ...]] = {
     "valid": ("batch_valid_begin", "batch_valid_end"),
 }
 
+OF_BATCHES = (*BATCH_STAGES["train"], *BATCH_STAGES["valid"])
+
 
 class HookSeeds:
     """Seeds the hooks of one loop.

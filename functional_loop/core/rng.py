@@ -62,6 +62,16 @@ def _mix(x: int) -> int:
     return x ^ (x >> 16)
 
 
+def step_seed(seed: int, number: int) -> int:
+    """The seed of a training step, by its number in the run."""
+    return fold_in(seed, "step", number)
+
+
+def evaluation_seed(seed: int, epoch: int, number: int) -> int:
+    """The seed of a batch in evaluation mode, by its number in the validation of an epoch."""
+    return fold_in(fold_in(seed, "evaluation", epoch), "batch", number)
+
+
 @region
 def seeded(seed: int) -> Generator[None]:
     """A region in which torch (CPU, and CUDA where it is in use), numpy and `random` start from ``seed``.

@@ -170,11 +170,11 @@ class Reader:
 
     @property
     def _called(self) -> str:
-        return f"epoch {self._epoch} of the {_CALLED[self._part]}"
+        return f"epoch {self._epoch} of the {CALLED[self._part]}"
 
     def _lost(self, step: int, epoch: int | None = None) -> RuntimeError:
         return RuntimeError(
-            f"the {_CALLED[self._part]} did not come back to its place: batch {step} of epoch "
+            f"the {CALLED[self._part]} did not come back to its place: batch {step} of epoch "
             f"{self._epoch if epoch is None else epoch} is not the one that was read before. A loader must give "
             "the same batches for the same seed and epoch: it draws from torch, numpy or random and has no generator "
             "or counter of its own, or it has state_dict() and load_state_dict() that bring it back; batches(dataset, "
@@ -182,7 +182,7 @@ class Reader:
         )
 
 
-_CALLED = {TRAINING: "training data", VALIDATION: "validation data"}
+CALLED = {TRAINING: "training data", VALIDATION: "validation data"}
 
 
 class _Read(NamedTuple):

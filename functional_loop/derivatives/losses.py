@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ..core.batch import Batch, as_batch, to_device
 from ..core.context import Context, check_context
-from ..core.rng import fold_in, seeded
+from ..core.rng import seeded, step_seed
 from ..engine.network import outer_name
 from ..engine.template import with_loss
 from ..ensembles.ensemble import of_one_run
@@ -43,7 +43,7 @@ def loss_function(ctx: Context, batch: Batch | tuple[Any, Any], *, training: boo
     """
     check_context(ctx, "loss_function")
     run, batch = Forward(ctx), to_device(as_batch(batch), ctx.loop.device)
-    seed = fold_in(ctx.seed, "step", ctx.global_step)
+    seed = step_seed(ctx.seed, ctx.global_step)
 
     def loss(params: Tensors) -> Tensor:
         return run({**ctx.params, **params}, ctx.buffers, batch, training, seed)[0]

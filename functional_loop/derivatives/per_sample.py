@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core.batch import Batch, as_batch, to_device
 from ..core.context import Context, check_context
 from ..core.record import leaves_with_paths, tree_map
-from ..core.rng import fold_in
+from ..core.rng import fold_in, step_seed
 from ..engine.template import template
 from .losses import Forward, Tensors, trainable_params
 
@@ -50,7 +50,7 @@ def per_sample_gradients(
     rows = _count_rows(batch)
     if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
         raise ValueError(f"per_sample_gradients: chunk_size must be a positive integer or None, not {chunk_size!r}")
-    params, place = trainable_params(ctx), fold_in(ctx.seed, "step", ctx.global_step)
+    params, place = trainable_params(ctx), step_seed(ctx.seed, ctx.global_step)
 
     def of_rows(start: int, end: int) -> Tensors:
         def loss(params: Tensors, x: Any, y: Any) -> Tensor:

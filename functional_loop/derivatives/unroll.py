@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from ..core.batch import Batch, as_batch, to_device
 from ..core.context import Context, check_boundary
 from ..core.record import evolve, tree_map
-from ..core.rng import fold_in, seeded
+from ..core.rng import seeded, step_seed
 from ..engine.step import Step
 from ..purity.probe import probed
 from .losses import Forward, trainable_params
@@ -87,7 +87,7 @@ def _probe(ctx: Context, batches: Sequence[Batch]) -> None:
     real = batches and all(map(_has_memory, (*ctx.params.values(), batches[0].x)))
     if not real or "training" in probed(loop).done:
         return
-    step, seed = Step(loop), fold_in(ctx.seed, "step", ctx.global_step + 1)
+    step, seed = Step(loop), step_seed(ctx.seed, ctx.global_step + 1)
     step.gradients(detached(ctx).params, detached(ctx).buffers, ctx.trainable, batches[0], seed, probe=True)
 
 
@@ -142,7 +142,7 @@ class _Steps:
         return ctx
 
     def _step(self, ctx: Context, batch: Batch) -> Context:
-        seed = fold_in(ctx.seed, "step", ctx.global_step + 1)
+        seed = step_seed(ctx.seed, ctx.global_step + 1)
 
         def loss(moving: Tensors) -> tuple[Tensor, Tensors]:
             loss, _, buffers = self._forward({**ctx.params, **moving}, ctx.buffers, batch, True, None)

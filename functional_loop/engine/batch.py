@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from ..core import measures
-from ..core.batch import Batch, copied, to_device
+from ..core.batch import Batch, BatchSource, copied, to_device
 from ..core.context import Context, after
 from ..core.errors import add_note, noting
 from ..core.hook_seeds import Kind
 from ..core.measures import Measure
 from ..core.record import evolve
-from ..data.reader import TRAINING, VALIDATION, Item, check_epoch_done, check_validated, without_validation
+from ..data.reader import CALLED, TRAINING, VALIDATION, Item, check_epoch_done, check_validated, without_validation
 from .hooks import check_grads, hooks_of, place_of
 from .step import Gradients, Tensors
 
@@ -66,6 +66,10 @@ class BatchProgram(ABC):
         """Outputs in evaluation mode, and the loss if wanted; what they draw is a function of the place."""
 
     @abstractmethod
+    def reader(self, source: BatchSource, part: str, start: int) -> Any:
+        """A reader of the epoch of a source at hand, after ``start`` of its batches."""
+
+    @abstractmethod
     def hooked(self, stage: str, ctx: Context, seeds: bool) -> Context:
         """What the hooks of a stage make of ``ctx``."""
 
@@ -114,6 +118,13 @@ class BatchProgram(ABC):
             ctx = evolve(ctx, last_scores_valid=())
         self._live = after(self.hooked(stage, ctx, seeds=True), stage)
 
+    def read(self, part: str) -> Any:
+        self._probe = True
+        if part == TRAINING:
+            return self.reader(self.loop.train, part, self.live.step)
+        assert self.loop.valid is not None
+        return self.reader(self.loop.valid, part, self.live.step_valid)
+
     def check_read(self, part: str) -> None:
         (check_epoch_done if part == TRAINING else check_validated)(self.live)
 
@@ -151,7 +162,7 @@ class BatchProgram(ABC):
 
     def _next(self, reader: Any, part: str) -> Item | None:
         place = {"step": 1} if part == TRAINING else {"step_valid": 1}
-        with noting(lambda: f"while reading the {_CALLED[part]} ({place_of(self.live, **place)})"):
+        with noting(lambda: f"while reading the {CALLED[part]} ({place_of(self.live, **place)})"):
             item: Item | None = reader.take()
             return item
 
@@ -177,7 +188,7 @@ class BatchProgram(ABC):
                 doing = "in the network or the loss, between 'batch_begin' and 'after_backward'"
                 found = self.gradients(ctx, ctx.params, ctx.buffers, batch, probe)
                 grads, sums, updates = self._window(ctx, found.grads, item.last)
-            doing = "in the training scores"
+            doing = f"in the {_SCORES[TRAINING]}"
             changes |= {
                 "params": found.params,
                 "buffers": found.buffers,
@@ -228,7 +239,7 @@ class BatchProgram(ABC):
         return {"params": params, "optimizer_state": optimizer_state, "buffers": buffers}
 
     def _validated(self, ctx: Context, item: Item, seeds: bool) -> Context:
-        loop, hooks, chosen, doing = self.loop, self._hooks.of, self.loop.measures_valid, ""
+        loop, hooks, chosen = self.loop, self._hooks.of, self._chosen(VALIDATION)
         running = self.start(chosen) if ctx.stage == "before_valid" else ctx.measures[VALIDATION]
         ctx = evolve(
             ctx,
@@ -237,36 +248,34 @@ class BatchProgram(ABC):
             step_valid=ctx.step_valid + 1,
             measures={**ctx.measures, VALIDATION: running},
         )
-        try:
-            if hooks["batch_valid_begin"]:
-                ctx = self.hooked("batch_valid_begin", ctx, seeds)
-            y_hats, loss = self.evaluated(ctx, self._for_network(ctx, "valid"), measures.need_loss(chosen))
-            doing = "in the validation scores"
+        if hooks["batch_valid_begin"]:
+            ctx = self.hooked("batch_valid_begin", ctx, seeds)
+        y_hats, loss = self.evaluated(ctx, self._for_network(ctx, "valid"), measures.need_loss(chosen))
+        with self._scoring(ctx, VALIDATION):
             changes = {"y_hats": y_hats, "measures": self._with_measured(ctx, VALIDATION, y_hats, loss)}
-            doing = ""
-            if hooks["batch_valid_end"]:
-                ctx, changes = self.hooked("batch_valid_end", evolve(ctx, **changes), seeds), {}
-            return after(ctx, "batch_valid_end", **changes)
-        except BaseException as error:
-            if doing:
-                add_note(error, f"{doing}{self.of} ({place_of(ctx)})")
-            raise
+        if hooks["batch_valid_end"]:
+            ctx, changes = self.hooked("batch_valid_end", evolve(ctx, **changes), seeds), {}
+        return after(ctx, "batch_valid_end", **changes)
+
+    def _chosen(self, part: str) -> Chosen:
+        return self.loop.measures_train if part == TRAINING else self.loop.measures_valid
+
+    def _scoring(self, ctx: Context, part: str) -> noting:
+        """A region in which scores are made, whose errors say so."""
+        return noting(lambda: f"in the {_SCORES[part]}{self.of} ({place_of(ctx)})")
 
     def _with_measured(self, ctx: Context, part: str, y_hats: Any, loss: Any) -> Any:
         running = ctx.measures[part]
-        chosen = self.loop.measures_train if part == TRAINING else self.loop.measures_valid
-        if not chosen or running == ():
+        if not (chosen := self._chosen(part)) or running == ():
             return ctx.measures
         return {**ctx.measures, part: self.measured(chosen, running, ctx.batch, y_hats, loss)}
 
     def _scored(self, ctx: Context, part: str) -> Context:
         running = ctx.measures[part]
-        chosen = self.loop.measures_train if part == TRAINING else self.loop.measures_valid
         scores = ()
         if running != ():
-            called = "training scores" if part == TRAINING else "validation scores"
-            with noting(lambda: f"in the {called}{self.of} ({place_of(ctx)})"):
-                scores = self.scores(chosen, running)
+            with self._scoring(ctx, part):
+                scores = self.scores(self._chosen(part), running)
         return evolve(ctx, measures={**ctx.measures, part: ()}, **{f"last_scores_{part}": scores})
 
     def _for_network(self, ctx: Context, kind: Kind) -> Batch:
@@ -274,7 +283,7 @@ class BatchProgram(ABC):
         return copied(ctx.batch) if kind in self._hooks.seeds.hooked else ctx.batch
 
 
-_CALLED = {TRAINING: "training data", VALIDATION: "validation data"}
+_SCORES = {TRAINING: "training scores", VALIDATION: "validation scores"}
 
 
 def _add(sums: Tensors | tuple[()], grads: Tensors, trainable: tuple[str, ...], sparse: bool) -> Tensors:

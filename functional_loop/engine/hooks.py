@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from ..core.beside import beside
 from ..core.callback import Hook
 from ..core.context import Context, run_as
 from ..core.errors import add_note
-from ..core.hook_seeds import BATCH_STAGES, HookSeeds
+from ..core.hook_seeds import OF_BATCHES, HookSeeds
 from ..core.place import check_not_moved
 from ..core.plain import check_plain
 from ..core.record import did_you_mean, evolve
 from ..core.stages import STAGES
 from ..purity.check import checked
 from .loop import Loop
-
-_OF_BATCHES = frozenset(chain(*BATCH_STAGES.values()))
 
 
 class StageHooks:
@@ -91,7 +88,7 @@ def _check_slots(before: Context, after: Context, stage: str) -> None:
     if before.callbacks.keys() != after.callbacks.keys():
         names = sorted(before.callbacks.keys() ^ after.callbacks.keys(), key=str)
         raise ValueError(f"ctx.callbacks has one state for each callback of the loop, and can't gain or lose {names}")
-    if stage in _OF_BATCHES and (before.step_valid or before.step) > 2:
+    if stage in OF_BATCHES and (before.step_valid or before.step) > 2:
         return
     for id, slot in after.callbacks.items():
         if slot is not before.callbacks[id]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.batch import Batch
 from ..core.context import Context
-from ..core.rng import fold_in
+from ..core.rng import step_seed
 from ..data.reader import Item
 from ..optim.torch_carry import carry_of
 from .span import Span, is_unobserved
@@ -85,5 +85,5 @@ class InPlaceSpan(Span):
             self._leaves = step.leaves(self._carry.tensors()[0], trainable)
             self._wanted = tuple(self._leaves[name] for name in trainable)
             self._written = frozenset(leaf.untyped_storage().data_ptr() for leaf in self._wanted)
-        seed = fold_in(start.seed, "step", start.global_step + place.batches + 1)
+        seed = step_seed(start.seed, start.global_step + place.batches + 1)
         return step.differentiate(self._leaves, self._wanted, place.buffers, batch, seed, probe)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.identity import described, hash_of_start
-from ..core.beside import beside
+from ..checkpoint.identity import described, remember_start
 from ..core.context import Context
 from ..core.plain import check_plain
 from ..core.record import evolve
@@ -80,7 +79,7 @@ def init(loop: Loop, seed: int = 0, *, optimizer_state_from: torch.optim.Optimiz
         measures={"train": (), "valid": ()},
     )
     if not isinstance(loop.network, nn.Module):
-        beside(loop, f"start {seed}", lambda: hash_of_start(ctx))
+        remember_start(ctx)
     slots = hooks_of(loop).initial(ctx)
     for id, slot in slots.items():
         check_plain(slot, f"the initial state of callback {id!r}")

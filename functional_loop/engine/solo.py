@@ -11,12 +11,12 @@ from torch import Tensor
 from ..compile.program import CompiledStep
 from ..compile.span import CompiledSpan
 from ..core import measures
-from ..core.batch import Batch
+from ..core.batch import Batch, BatchSource
 from ..core.beside import beside
 from ..core.context import Context, after
 from ..core.errors import noting
 from ..core.hook_seeds import Kind
-from ..core.rng import fold_in
+from ..core.rng import evaluation_seed, step_seed
 from ..data.reader import TRAINING, VALIDATION, Item, Reader
 from .batch import Again, BatchProgram, Chosen
 from .donation import give_back, take
@@ -46,7 +46,7 @@ class SoloProgram(BatchProgram):
         return self
 
     def gradients(self, ctx: Context, params: Any, buffers: Any, batch: Batch, probe: bool) -> Gradients:
-        seed = fold_in(ctx.seed, "step", ctx.global_step)
+        seed = step_seed(ctx.seed, ctx.global_step)
         return self._step.gradients(params, buffers, ctx.trainable, batch, seed, probe)
 
     def update(
@@ -55,13 +55,13 @@ class SoloProgram(BatchProgram):
         return self._step.update(params, buffers, grads, ctx.optimizer_state, loss, again)
 
     def whole(self, ctx: Context, batch: Batch, probe: bool) -> tuple[Gradients, Any]:
-        seed = fold_in(ctx.seed, "step", ctx.global_step)
+        seed = step_seed(ctx.seed, ctx.global_step)
         given = StepInputs(ctx.params, ctx.buffers, ctx.trainable, batch, ctx.optimizer_state, seed, probe)
         assert isinstance(self._step, CompiledStep)
         return self._step.whole(given)
 
     def outputs(self, ctx: Context, batch: Batch, with_loss: bool) -> tuple[Any, Any]:
-        seed = fold_in(fold_in(ctx.seed, "evaluation", ctx.epoch), "batch", ctx.step_valid)
+        seed = evaluation_seed(ctx.seed, ctx.epoch, ctx.step_valid)
         params = self._step.evaluation_params(ctx.params, ctx.optimizer_state)
         return self._step.evaluate(params, ctx.buffers, ctx.trainable, batch, seed, with_loss)
 
@@ -85,12 +85,11 @@ class SoloProgram(BatchProgram):
     def strayed(self) -> bool:
         return self._strayed
 
-    def read(self, part: str) -> Reader:
-        ctx, self._probe, self._strayed, self._spans = self.live, True, False, self._kind_of_span()
+    def reader(self, source: BatchSource, part: str, start: int) -> Reader:
+        self._strayed = False
         if part == TRAINING:
-            return Reader(self.loop.train, TRAINING, ctx.seed, ctx.epoch, ctx.step, ctx.data)
-        assert self.loop.valid is not None
-        return Reader(self.loop.valid, VALIDATION, ctx.seed, ctx.epoch, ctx.step_valid, ctx.data)
+            self._spans = self._kind_of_span()
+        return Reader(source, part, self.live.seed, self.live.epoch, start, self.live.data)
 
     def train(self, reader: Reader, stop: float | None) -> bool:
         if stop is not None and self._spans is not None:

@@ -13,9 +13,11 @@ from ..core import measures
 from ..core.batch import Batch, to_device
 from ..core.context import Context, after
 from ..core.errors import add_note
+from ..core.hook_seeds import BATCH_STAGES
 from ..core.outputs import map_outputs
 from ..core.record import evolve
 from ..data.reader import Item
+from .hooks import place_of
 from .step import Step
 
 
@@ -59,8 +61,7 @@ class Span(ABC):
                     self._train(to_device(item.batch, device), item.data, probe)
                     probe = False
         except BaseException as error:
-            place = f"epoch {self._start.epoch}, step {self._start.step + self.batches + 1}"
-            add_note(error, f"{self._doing} ({place})")
+            add_note(error, f"{self._doing} ({place_of(self._start, step=self.batches + 1)})")
             raise
 
     def _context(self, batches: int, **changes: Any) -> Context:
@@ -95,6 +96,6 @@ def is_unobserved(ctx: Context) -> bool:
     loop = ctx.loop
     return (
         loop.accumulate == 1
-        and not any(loop.hooks[stage] for stage in ("batch_begin", "after_backward", "batch_end"))
+        and not any(loop.hooks[stage] for stage in BATCH_STAGES["train"])
         and not any(number > ctx.global_step for number in loop.skipped(ctx.callbacks))
     )

@@ -10,13 +10,12 @@ from torch import Tensor
 from ..core.callback import Callback, Hook
 from ..core.context import Context
 from ..core.errors import noting
+from ..core.hook_seeds import OF_BATCHES
 from ..core.record import evolve
 from ..engine.hooks import hooks_of, run_hook
 from .ensemble import combine_contexts, split_context
 from .foreach_rules import ForeachApart
 from .stacking import Known, Members, flatten, vectorised
-
-BATCH_STAGES = ("batch_begin", "after_backward", "batch_end", "batch_valid_begin", "batch_valid_end")
 
 
 def run_member_hooks(stage: str, ctx: Context) -> Context:
@@ -25,7 +24,7 @@ def run_member_hooks(stage: str, ctx: Context) -> Context:
     if not hooks:
         return ctx
     assert ctx.ensemble is not None
-    once = stage in BATCH_STAGES and ctx.ensemble.batch_hooks == "vectorised"
+    once = stage in OF_BATCHES and ctx.ensemble.batch_hooks == "vectorised"
     ctx = evolve(ctx, running=stage)
     if once:
         for id, hook in hooks:
@@ -47,7 +46,7 @@ def check_batch_hooks(ctx: Context) -> None:
     assert ctx.ensemble is not None
     if ctx.ensemble.batch_hooks == "each":
         return
-    for stage in BATCH_STAGES:
+    for stage in OF_BATCHES:
         for callback in (callback_of(ctx, id) for id, _ in ctx.loop.hooks[stage]):
             if what := "" if callback.whole else _obstacle(callback, ctx.loop.check_pure):
                 raise TypeError(

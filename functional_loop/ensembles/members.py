@@ -10,13 +10,12 @@ from weakref import WeakSet
 from torch import Tensor
 
 from ..core import measures
-from ..core.batch import Batch, to_device
+from ..core.batch import Batch, BatchSource, to_device
 from ..core.context import Context, after
 from ..core.errors import noting
 from ..core.measures import Measure
 from ..core.record import tree_map
-from ..core.rng import fold_in
-from ..data.reader import TRAINING
+from ..core.rng import evaluation_seed, step_seed
 from ..engine.batch import Again, BatchProgram, Chosen
 from ..engine.step import Gradients
 from ..purity.repeatable import is_repeatable
@@ -59,16 +58,15 @@ class MembersProgram(BatchProgram):
         return self._combined([members[seat] for seat in sorted(members)])
 
     def retire(self) -> bool:
-        ctx, ensemble = self.live, self.live.ensemble
+        ensemble = self.live.ensemble
         assert ensemble is not None
-        if ctx.terminate or ctx.epoch >= self.loop.epochs:
-            self.stage("end")
+        if super().retire():
             ctx = ended(self.live)
             if self._finished:
                 self._part(split_context(ctx))
             self._live, self._seats = self.context() if self._finished else ctx, []
         elif terminating := sorted(ensemble.terminating):
-            members = split_context(ctx)
+            members = split_context(self.live)
             leaving = self._combined([members[i] for i in terminating])
             done = after(self.hooked("end", leaving, seeds=True), "end")
             for i, member in zip(terminating, split_context(done), strict=True):
@@ -87,12 +85,8 @@ class MembersProgram(BatchProgram):
     def _combined(self, members: list[Context]) -> Context:
         return combine_contexts(members, self._ensemble)
 
-    def read(self, part: str) -> MemberReader:
-        ctx, self._probe = self.live, True
-        source = self.loop.train if part == TRAINING else self.loop.valid
-        assert source is not None
-        start = ctx.step if part == TRAINING else ctx.step_valid
-        return MemberReader(source, part, member_seeds(ctx), ctx.epoch, start, ctx.data)
+    def reader(self, source: BatchSource, part: str, start: int) -> MemberReader:
+        return MemberReader(source, part, member_seeds(self.live), self.live.epoch, start, self.live.data)
 
     def first_batch(self, part: str) -> Batch | None:
         """The next batch, if there is one.
@@ -111,7 +105,7 @@ class MembersProgram(BatchProgram):
 
     def gradients(self, ctx: Context, params: Any, buffers: Any, batch: Batch, probe: bool = False) -> Gradients:
         def seeds() -> list[int]:
-            return [fold_in(seed, "step", ctx.global_step) for seed in member_seeds(ctx)]
+            return [step_seed(seed, ctx.global_step) for seed in member_seeds(ctx)]
 
         return self._step.gradients(params, buffers, ctx.trainable, batch, seeds)
 
@@ -122,7 +116,7 @@ class MembersProgram(BatchProgram):
 
     def outputs(self, ctx: Context, batch: Batch, with_loss: bool) -> tuple[Any, Any]:
         def seeds() -> list[int]:
-            return [fold_in(fold_in(s, "evaluation", ctx.epoch), "batch", ctx.step_valid) for s in member_seeds(ctx)]
+            return [evaluation_seed(seed, ctx.epoch, ctx.step_valid) for seed in member_seeds(ctx)]
 
         return self._step.evaluate(ctx.params, ctx.buffers, ctx.trainable, batch, seeds, with_loss)
 
@@ -158,12 +152,6 @@ class MembersProgram(BatchProgram):
 
     def scores(self, chosen: Chosen, running: Any) -> Any:
         return combine([measures.scores(chosen, each) for each in split(running, len(self._seats))], numbers=True)
-
-    def enter(self) -> None:
-        """Nothing: `EnsembleProgram` does."""
-
-    def leave(self, reason: BaseException | None) -> None:
-        """Nothing: `EnsembleProgram` does."""
 
     def close(self) -> None:
         self._step.release()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.context import Context
-from ..core.hook_seeds import BATCH_STAGES
+from ..core.hook_seeds import OF_BATCHES
 from ..core.record import evolve
 from ..engine.exit import Call, run_exit, run_resume
 from ..engine.hooks import hooks_of
@@ -16,8 +16,6 @@ from .members import MembersProgram
 from .mode import chosen, take_turns
 from .trial import NotVectorisedError
 from .turns import TurnsProgram, without_whole
-
-_OF_BATCHES = frozenset(stage for stages in BATCH_STAGES.values() for stage in stages)
 
 
 class EnsembleProgram:
@@ -39,7 +37,7 @@ class EnsembleProgram:
         self._whole = [callback for callback in ordered if callback.whole]
         first = split_context(ctx)[0].callbacks if self._whole else {}
         self._slots: dict[str, Any] = {c.id: first[c.id] for c in self._whole if c.init is not None}
-        self._each = any(_OF_BATCHES & set(callback.hooks) for callback in self._whole)
+        self._each = any(stage in callback.hooks for callback in self._whole for stage in OF_BATCHES)
 
     @property
     def live(self) -> Context:
@@ -78,9 +76,9 @@ class EnsembleProgram:
         self._program.check_read(part)
 
     def enter(self) -> None:
-        ctx = self.context()
         if self.live.stage == "":
             return
+        ctx = self.context()
         for member in split_context(evolve(ctx, loop=without_whole(ctx.loop))):
             run_resume(member)
         for callback in self._whole:
@@ -117,7 +115,7 @@ class EnsembleProgram:
         stage = self.live.stage
         for callback in self._whole:
             if stage in callback.hooks:
-                glance = callback.volatile and stage in _OF_BATCHES
+                glance = callback.volatile and stage in OF_BATCHES
                 given = self._with_slots(self.live) if glance else self.context()
                 given = evolve(given, loop=self.loop, stage=before, running=stage)
                 made = self._hooks.run_one(stage, callback.id, callback.hooks[stage], given)

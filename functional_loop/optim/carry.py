@@ -26,6 +26,15 @@ def in_one_go(calls: Sequence[Write]) -> None:
     deque(map(_call, calls), maxlen=0)
 
 
+def replace_by_copies(params: Tensors, slots: State, trainable: tuple[str, ...]) -> None:
+    """Put copies of trainable parameters and of slots in their place, tensor by tensor."""
+    for name in params.keys() & trainable:
+        params[name] = params[name].detach().clone()
+    for own in slots.values():
+        for key in own:
+            own[key] = clone_tree(own[key])
+
+
 class Carry(ABC):
     """What an optimizer moves from batch to batch.
 
@@ -78,11 +87,7 @@ class FastCarry(Carry):
 
     def own(self) -> None:
         params, slots, _ = self._held[0]
-        for name in params.keys() & self._trainable:
-            params[name] = params[name].detach().clone()
-        for own in slots.values():
-            for key in own:
-                own[key] = clone_tree(own[key])
+        replace_by_copies(params, slots, self._trainable)
 
     def tensors(self, apart: bool = False) -> tuple[Tensors, State]:
         params, slots, movers = self._held[0]

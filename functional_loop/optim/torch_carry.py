@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.copies import clone_tree
-from .carry import Carry, FastCarry, in_one_go
+from .carry import Carry, FastCarry, in_one_go, replace_by_copies
 from .fast_update import FastUpdate
 from .kernels import Write
 from .torch_update import State, Tensors, TorchUpdate, copied, without_params
@@ -59,11 +58,7 @@ class TorchCarry(Carry):
         """Whether the tensors saved are those to go back to: a step has begun and is not complete."""
 
     def own(self) -> None:
-        for name in self._params.keys() & set(self._trainable):
-            self._params[name] = self._params[name].detach().clone()
-        slots = self._state["slots"]
-        for name in slots:
-            slots[name] = clone_tree(slots[name])
+        replace_by_copies(self._params, self._state["slots"], self._trainable)
 
     def tensors(self, apart: bool = False) -> tuple[Tensors, State]:
         if not self._own:
@@ -108,7 +103,7 @@ class TorchCarry(Carry):
 
     def _putting(self, params: Tensors, state: State) -> Write:
         """A call after which the tensors are these, and the instance has none."""
-        state = {**state, "slots": dict(state["slots"])}
+        state = {**state, "slots": {name: dict(own) for name, own in state["slots"].items()}}
         return partial(self.__dict__.update, {"_params": dict(params), "_state": state, "_own": {}, "_saved": None})
 
     def _save(self, grads: list[Tensor]) -> None:

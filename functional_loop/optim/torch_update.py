@@ -141,15 +141,13 @@ class TorchUpdate:
         Raises:
             ValueError: the instance keeps others.
         """
-        if len(self.instance.state) > len(params) or any(key not in self.instance.state for key in params.values()):
-            ours = set(map(id, params.values()))
-            if other := [key for key in self.instance.state if id(key) not in ours]:
-                kind = type(self.instance).__name__
-                raise ValueError(
-                    f"{kind} keeps a state that is of no parameter, under {other[0]!r}: keep it in self.state[p] of "
-                    "one, or in a group"
-                )
-        held = self.instance.state
+        held, ours = self.instance.state, set(map(id, params.values()))
+        if other := [key for key in held if id(key) not in ours]:
+            kind = type(self.instance).__name__
+            raise ValueError(
+                f"{kind} keeps a state that is of no parameter, under {other[0]!r}: keep it in self.state[p] of one, "
+                "or in a group"
+            )
         return {name: dict(held[param]) for name, param in params.items() if param in held}
 
     def groups_of(self, groups: Sequence[dict[str, Any]]) -> list[State]:
